@@ -1,0 +1,155 @@
+#include "arguments.h"
+
+#include <cstring>
+#include <string>
+
+#include "../runtime/check.h"
+#include "../runtime/error.h"
+#include "plan.h"
+
+namespace lean::binding {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+
+void* address(std::span<std::byte> bytes, DType type, const char* name) {
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % static_cast<uintptr_t>(dtype_size(type)) != 0)
+    refuse("Expected `" + std::string(name) + "` to be aligned to its element size");
+  return bytes.data();
+}
+
+CacheStrides cache_strides(const Napi::Object& object, const char* page, const char* token, const char* head) {
+  return {integer(object, page), integer(object, token), integer(object, head)};
+}
+
+int32_t int32(const Napi::Object& object, const char* name) {
+  const int64_t value = integer(object, name);
+  if (value < INT32_MIN || value > INT32_MAX)
+    refuse("Expected " + std::string(name) + " to fit 32 bits, got " + std::to_string(value));
+  return static_cast<int32_t>(value);
+}
+
+}  // namespace
+
+std::span<std::byte> bytes_of(const Napi::Value& value, const char* name) {
+  const napi_env env = value.Env();
+  void* data = nullptr;
+  size_t size = 0;
+  if (value.IsTypedArray()) {
+    // The C function: node-addon-api's accessor would go through the ArrayBuffer, which shared memory does not have.
+    napi_typedarray_type type;
+    size_t length;
+    if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok)
+      refuse("Expected `" + std::string(name) + "` to be a typed array");
+    size = value.As<Napi::TypedArray>().ByteLength();
+  } else if (value.IsDataView()) {
+    if (napi_get_dataview_info(env, value, &size, &data, nullptr, nullptr) != napi_ok)
+      refuse("Expected `" + std::string(name) + "` to be a DataView");
+  } else {
+    refuse("Expected `" + std::string(name) + "` to be a typed array");
+  }
+  return {static_cast<std::byte*>(data), size};
+}
+
+double number(const Napi::Object& object, const char* name) {
+  const Napi::Value value = object.Get(name);
+  if (!value.IsNumber()) refuse("Expected " + std::string(name) + " to be a number");
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+int64_t integer(const Napi::Object& object, const char* name) {
+  const double value = number(object, name);
+  constexpr double kMaxSafeInteger = 9007199254740991.0;
+  if (!(value >= -kMaxSafeInteger && value <= kMaxSafeInteger) || value != static_cast<double>(static_cast<int64_t>(value)))
+    refuse("Expected " + std::string(name) + " to be an integer, got " + std::to_string(value));
+  return static_cast<int64_t>(value);
+}
+
+DType dtype(const Napi::Value& value) {
+  const int32_t type = value.IsNumber() ? value.As<Napi::Number>().Int32Value() : -1;
+  if (type < 0 || type > 2) refuse("Expected a dtype number from 0 to 2");
+  return static_cast<DType>(type);
+}
+
+std::vector<int32_t> int32_values(const Napi::Value& value, const char* name) {
+  const std::span<std::byte> bytes = bytes_of(value, name);
+  std::vector<int32_t> values(bytes.size() / sizeof(int32_t));
+  memcpy(values.data(), bytes.data(), values.size() * sizeof(int32_t));
+  return values;
+}
+
+PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
+  PlanRequest request;
+  const int64_t strategy = integer(object, "strategy");
+  if (strategy < 0 || strategy > 2) refuse("Expected a strategy number from 0 to 2, got " + std::to_string(strategy));
+  request.strategy = static_cast<Strategy>(strategy);
+  request.processors = integer(object, "workers");
+  if (request.processors == 0) request.processors = backend.processors();
+  request.splits = integer(object, "splits");
+  request.num_kv_heads = int32(object, "numKvHeads");
+  constexpr int64_t kMaxWorkers = 1 << 20;
+  if (request.processors < 1 || request.processors > kMaxWorkers || request.splits < 0 || request.splits > kMaxWorkers ||
+      request.num_kv_heads < 1)
+    refuse("Expected workers from 1 to 1048576, splits from 0 to 1048576 and at least one KV head");
+  request.tile_tokens = backend.tile_tokens(int32(object, "headDim"), dtype(object.Get("kvType")));
+  return request;
+}
+
+std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
+                                        std::vector<Napi::Object>& pinned) {
+  const auto view = [&](const char* name) {
+    const Napi::Value value = object.Get(name);
+    const std::span<std::byte> bytes = bytes_of(value, name);
+    pinned.push_back(value.As<Napi::Object>());
+    return bytes;
+  };
+  auto call = std::make_shared<DecodeCall>();
+  const Napi::Value plan = object.Get("plan");
+  call->plan = plan.IsObject() ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
+                               : std::make_shared<const Plan>(plan_request(object, backend),
+                                                              int32_values(object.Get("contextLengths"), "contextLengths"));
+  const Napi::Value table = object.Get("pageTable");
+  if (table.IsObject()) call->page_table = int32_values(table, "pageTable");
+
+  DecodeParams& params = call->params;
+  params.q_type = dtype(object.Get("qType"));
+  params.kv_type = dtype(object.Get("kvType"));
+  params.batch = int32(object, "batch");
+  params.query_len = int32(object, "queryLen");
+  params.num_query_heads = int32(object, "numQueryHeads");
+  params.num_kv_heads = int32(object, "numKvHeads");
+  params.head_dim = int32(object, "headDim");
+  params.num_pages = int32(object, "numPages");
+  params.page_tokens = int32(object, "pageTokens");
+  params.max_pages = int32(object, "maxPages");
+  params.scale = static_cast<float>(number(object, "scale"));
+  params.q_strides = {integer(object, "qSequenceStride"), integer(object, "qQueryStride"), integer(object, "qHeadStride")};
+  params.k_strides = cache_strides(object, "kPageStride", "kTokenStride", "kHeadStride");
+  params.v_strides = cache_strides(object, "vPageStride", "vTokenStride", "vHeadStride");
+
+  if (static_cast<int64_t>(call->plan->context_lengths().size()) != params.batch)
+    refuse("Expected `contextLengths` to hold " + std::to_string(params.batch) + " lengths, got " +
+           std::to_string(call->plan->context_lengths().size()));
+  if (table.IsObject() && static_cast<int64_t>(call->page_table.size()) != int64_t{params.batch} * params.max_pages)
+    refuse("Expected `pageTable` to hold batch x maxPages = " +
+           std::to_string(int64_t{params.batch} * params.max_pages) + " entries, got " +
+           std::to_string(call->page_table.size()));
+  params.context_lengths = call->plan->context_lengths().data();
+  params.page_table = table.IsObject() ? call->page_table.data() : nullptr;
+
+  const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
+  check_params(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
+  const PlanRequest& request = call->plan->request();
+  if (request.num_kv_heads != params.num_kv_heads ||
+      request.tile_tokens != backend.tile_tokens(params.head_dim, params.kv_type))
+    refuse("Expected tensors of the shape that the plan was made for");
+  params.q = address(q, params.q_type, "q");
+  params.k = address(k, params.kv_type, "k");
+  params.v = address(v, params.kv_type, "v");
+  params.out = address(out, params.q_type, "out");
+  params.lse = static_cast<float*>(address(lse, DType::kF32, "lse"));
+  return call;
+}
+
+}  // namespace lean::binding

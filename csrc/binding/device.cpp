@@ -1,0 +1,93 @@
+#include "device.h"
+
+#include "../runtime/error.h"
+#include "arguments.h"
+#include "environment.h"
+#include "plan.h"
+
+namespace lean::binding {
+
+Napi::Function NativeDevice::define(Napi::Env env) {
+  return DefineClass(
+      env, "NativeDevice",
+      {InstanceMethod<&NativeDevice::describe>("describe"), InstanceMethod<&NativeDevice::plan>("plan"),
+       InstanceMethod<&NativeDevice::workspace_bytes>("workspaceBytes"), InstanceMethod<&NativeDevice::decode>("decode"),
+       InstanceMethod<&NativeDevice::decode_async>("decodeAsync"),
+       InstanceMethod<&NativeDevice::time_read>("timeRead"), InstanceMethod<&NativeDevice::close>("close")});
+}
+
+Napi::Object NativeDevice::create(Napi::Env env, std::shared_ptr<Backend> backend) {
+  return Environment::of(env).device_class.New({Napi::External<std::shared_ptr<Backend>>::New(env, &backend)});
+}
+
+NativeDevice::NativeDevice(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  if (info.Length() != 1 || !info[0].IsExternal())
+    throw Napi::TypeError::New(info.Env(), "Expected a device to be made by openDevice");
+  backend_ = *info[0].As<Napi::External<std::shared_ptr<Backend>>>().Data();
+}
+
+Backend& NativeDevice::backend() const {
+  if (!backend_) throw Error(ErrorCode::kInvalidArgument, "This device has been disposed");
+  return *backend_;
+}
+
+Napi::Value NativeDevice::describe(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    Napi::Object result = Napi::Object::New(info.Env());
+    result.Set("name", backend().name());
+    result.Set("instructionSet", backend().instruction_set());
+    result.Set("processors", static_cast<double>(backend().processors()));
+    return result;
+  });
+}
+
+Napi::Value NativeDevice::plan(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto options = info[0].As<Napi::Object>();
+    std::vector<int32_t> lengths = int32_values(options.Get("contextLengths"), "contextLengths");
+    for (size_t i = 0; i < lengths.size(); ++i)
+      if (lengths[i] < 0)
+        throw Error(ErrorCode::kInvalidArgument, "Expected `contextLengths`[" + std::to_string(i) + "] to be 0 or more, got " +
+                                                     std::to_string(lengths[i]));
+    return NativePlan::create(info.Env(),
+                              std::make_shared<const Plan>(plan_request(options, backend()), std::move(lengths)));
+  });
+}
+
+Napi::Value NativeDevice::workspace_bytes(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const Plan& plan = *NativePlan::Unwrap(info[0].As<Napi::Object>())->plan();
+    const size_t bytes = backend().workspace_bytes(plan, info[1].As<Napi::Number>().Int32Value(),
+                                                   info[2].As<Napi::Number>().Int32Value());
+    return Napi::Number::New(info.Env(), static_cast<double>(bytes));
+  });
+}
+
+Napi::Value NativeDevice::decode(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    std::vector<Napi::Object> pinned;
+    backend().decode(*decode_call(info[0].As<Napi::Object>(), backend(), pinned));
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value NativeDevice::decode_async(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    std::vector<Napi::Object> pinned;
+    auto call = decode_call(info[0].As<Napi::Object>(), backend(), pinned);
+    return Environment::of(info.Env()).start(backend_, std::move(call), std::move(pinned));
+  });
+}
+
+Napi::Value NativeDevice::time_read(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto arrays = info[0].As<Napi::Array>();
+    std::vector<std::span<const std::byte>> buffers;
+    for (uint32_t i = 0; i < arrays.Length(); ++i) buffers.emplace_back(bytes_of(arrays.Get(i), "buffers"));
+    return Napi::Number::New(info.Env(), backend().time_read(buffers));
+  });
+}
+
+void NativeDevice::close(const Napi::CallbackInfo&) { backend_.reset(); }
+
+}  // namespace lean::binding

@@ -1,0 +1,33 @@
+// A device as a JavaScript object: one backend, and the calls it takes.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "../runtime/backend.h"
+
+namespace lean::binding {
+
+class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  static Napi::Object create(Napi::Env env, std::shared_ptr<Backend> backend);
+
+  explicit NativeDevice(const Napi::CallbackInfo& info);
+
+ private:
+  Napi::Value describe(const Napi::CallbackInfo& info);
+  Napi::Value plan(const Napi::CallbackInfo& info);
+  Napi::Value workspace_bytes(const Napi::CallbackInfo& info);
+  Napi::Value decode(const Napi::CallbackInfo& info);        // blocks
+  Napi::Value decode_async(const Napi::CallbackInfo& info);  // a promise of undefined
+  Napi::Value time_read(const Napi::CallbackInfo& info);
+  void close(const Napi::CallbackInfo& info);  // calls in flight go on; idempotent
+
+  Backend& backend() const;
+
+  std::shared_ptr<Backend> backend_;
+};
+
+}  // namespace lean::binding

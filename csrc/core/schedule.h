@@ -1,0 +1,235 @@
+// The schedule: which worker computes which LeanTiles, and how partial results find each other.
+//
+// One value type for the host, the device and the tests; integers only. The LeanTiles of all output tiles lie end to end:
+// sequence by sequence, within a sequence KV head by KV head, within an output tile in context order. Every worker owns
+// one contiguous range of them; a range crosses output tiles, and each crossing is a segment:
+//
+//   output tiles   |---- 0 ----|-- 1 --|-------- 2 --------|
+//   workers        |  0  |  1  |  2  |  3  |  4  |  5  |  6 ...      worker 2: all of its range lies in output tile 1
+//
+// A segment that covers its output tile writes the output; any other is a partial, stored in the slot of its worker.
+// The last contributor to arrive merges the partials of an output tile in worker order (the fix-up).
+//
+// Strategies differ only in where the ranges are cut:
+//   lean               equal shares of all tiles, wherever the cuts fall (LeanAttention, arXiv 2405.10480; stream-K)
+//   fixed-split        every output tile in the same number of splits, one worker each (FlashDecoding)
+//   flash-attention-2  one worker per output tile
+#pragma once
+
+#include <cstdint>
+
+#include "numeric.h"
+
+namespace lean {
+
+enum class Strategy : int32_t { kLean = 0, kFixedSplit = 1, kFlashAttention2 = 2 };
+
+// Where the LeanTiles of a batch lie in the global order.
+struct TileMap {
+  const int64_t* first_tile;  // [batch + 1] tile index at which each sequence starts; the last entry is the tile count
+  int32_t batch;
+  int32_t num_kv_heads;
+
+  LEAN_HD int64_t num_tiles() const { return first_tile[batch]; }
+  LEAN_HD int64_t num_outputs() const { return int64_t{batch} * num_kv_heads; }
+};
+
+// One output tile (sequence, kv_head) and its place [begin, end) in the global tile order.
+struct Output {
+  int32_t sequence;
+  int32_t kv_head;
+  int64_t begin;
+  int64_t end;
+};
+
+LEAN_HD inline Output output_of(const TileMap& map, int32_t sequence, int32_t kv_head) {
+  const int64_t begin = map.first_tile[sequence];
+  const int64_t tiles = (map.first_tile[sequence + 1] - begin) / map.num_kv_heads;
+  return {sequence, kv_head, begin + kv_head * tiles, begin + (kv_head + 1) * tiles};
+}
+
+// The output tile that holds global tile `tile`: binary search over sequences, empty ones are skipped.
+LEAN_HD inline Output output_at(const TileMap& map, int64_t tile) {
+  int32_t low = 0, high = map.batch;  // first_tile[low] <= tile < first_tile[high]
+  while (high - low > 1) {
+    const int32_t middle = low + (high - low) / 2;
+    if (map.first_tile[middle] <= tile)
+      low = middle;
+    else
+      high = middle;
+  }
+  const int64_t tiles = (map.first_tile[low + 1] - map.first_tile[low]) / map.num_kv_heads;
+  return output_of(map, low, static_cast<int32_t>((tile - map.first_tile[low]) / tiles));
+}
+
+struct TileRange {
+  int64_t begin;
+  int64_t end;
+};
+
+// A piece of work: the tiles [begin, end) of one output tile, counted from that output tile's start.
+struct Segment {
+  int32_t sequence;
+  int32_t kv_head;
+  int64_t begin;
+  int64_t end;
+  int64_t output_tiles;     // tiles of the whole output tile
+  int64_t first_worker;     // the first of the workers that contribute to it
+  int64_t num_contributors; // 1: this segment covers its output tile
+
+  LEAN_HD bool covers_output() const { return num_contributors == 1; }
+};
+
+// Moving a cut to an output tile's edge saves a partial and costs balance. It is done where the cut is within 1/40 of a
+// worker's share, so both cuts of a worker together lengthen its range by 5 % at most: with 100 tiles a worker, a cut
+// 2 tiles behind an edge moves, one 3 tiles behind it stays. Shares under 40 tiles are cut exactly.
+inline constexpr int64_t kSnapDivisor = 40;
+
+struct Schedule {
+  Strategy strategy;
+  int64_t num_workers;  // workers that own tiles; none of their ranges is empty for lean and flash-attention-2
+  int64_t num_tiles;
+  int64_t num_splits;   // fixed-split: workers per output tile, else 1
+  int64_t snap;         // lean: largest distance that a cut moves to an output tile's edge
+
+  // Scratch: a worker has at most two partials (the output tile it finishes and the one it leaves unfinished), and is
+  // the first contributor of at most one output tile, whose arrivals it counts.
+  LEAN_HD int64_t num_slots() const { return 2 * num_workers; }
+  LEAN_HD int64_t num_counters() const { return num_workers; }
+};
+
+// The slot of contributor `index` (0, 1, …) to the output tile whose first contributor is `first_worker`: only the first
+// starts at the output tile's start, so it leaves that output tile unfinished; every other finds it begun.
+LEAN_HD inline int64_t partial_slot(int64_t first_worker, int64_t index) {
+  return index == 0 ? 2 * first_worker + 1 : 2 * (first_worker + index);
+}
+
+// Lean: `workers` shares that differ by one tile at most. Workers that would own nothing are left out, so contributors
+// to an output tile are neighbours. With `snap_cuts` shares may differ by 5 % (see kSnapDivisor).
+LEAN_HD inline Schedule lean_schedule(const TileMap& map, int64_t workers, bool snap_cuts) {
+  const int64_t tiles = map.num_tiles();
+  const int64_t active = tiles < workers ? tiles : workers;
+  const int64_t snap = snap_cuts && active > 0 ? tiles / (active * kSnapDivisor) : 0;
+  return {Strategy::kLean, active, tiles, 1, snap};
+}
+
+LEAN_HD inline Schedule fixed_split_schedule(const TileMap& map, int64_t splits) {
+  return {Strategy::kFixedSplit, map.num_outputs() * splits, map.num_tiles(), splits, 0};
+}
+
+LEAN_HD inline Schedule flash_attention_2_schedule(const TileMap& map) {
+  return {Strategy::kFlashAttention2, map.num_outputs(), map.num_tiles(), 1, 0};
+}
+
+// FlashAttention-2's choice of splits for fixed-split: one if the output tiles already fill 80 % of the processors, else
+// the smallest count whose wave efficiency (waves / ceil(waves)) reaches 85 % of the best one. A count that cuts the
+// longest context into no shorter pieces than the count before it is passed over.
+// Worked example: 8 output tiles of 64 tiles, 132 processors. 16, 32 and 64 splits fill 97 % of their waves, the most
+// there is, so 82.4 % is enough: 14 splits would do (85 %) but leave pieces of 5 tiles as 13 do; 16 is the answer.
+LEAN_HD inline int64_t choose_num_splits(int64_t outputs, int64_t longest_tiles, int64_t processors) {
+  constexpr int64_t kMaxSplits = 128;
+  if (outputs <= 0 || longest_tiles <= 0 || outputs * 5 >= processors * 4) return 1;
+  int64_t limit = kMaxSplits;
+  if (processors < limit) limit = processors;
+  if (longest_tiles < limit) limit = longest_tiles;
+  const auto pieces = [=](int64_t splits) { return (longest_tiles + splits - 1) / splits; };
+  const auto eligible = [=](int64_t splits) { return splits == 1 || pieces(splits) != pieces(splits - 1); };
+  // efficiency(s) = workers / capacity, compared as fractions: waves = outputs * s / processors.
+  const auto workers = [=](int64_t splits) { return outputs * splits; };
+  const auto capacity = [=](int64_t splits) { return (workers(splits) + processors - 1) / processors * processors; };
+  int64_t best = 1;
+  for (int64_t s = 2; s <= limit; ++s)
+    if (eligible(s) && workers(s) * capacity(best) > workers(best) * capacity(s)) best = s;
+  for (int64_t s = 1; s < best; ++s)
+    if (eligible(s) && workers(s) * capacity(best) * 100 >= workers(best) * capacity(s) * 85) return s;
+  return best;
+}
+
+// ---- Lean: where the cuts fall ------------------------------------------------------------------------------------
+
+// Where worker `worker` would begin if cuts never moved.
+LEAN_HD inline int64_t even_cut(const Schedule& schedule, int64_t worker) {
+  return worker * schedule.num_tiles / schedule.num_workers;
+}
+
+// The worker whose even share holds `tile`: the inverse of even_cut.
+LEAN_HD inline int64_t even_owner(const Schedule& schedule, int64_t tile) {
+  return ((tile + 1) * schedule.num_workers - 1) / schedule.num_tiles;
+}
+
+// A cut strictly inside an output tile moves to its edge when that is near enough; the start is tried first.
+LEAN_HD inline int64_t snap_cut(const Schedule& schedule, const Output& output, int64_t cut) {
+  if (cut - output.begin <= schedule.snap) return output.begin;
+  if (output.end - cut <= schedule.snap) return output.end;
+  return cut;
+}
+
+LEAN_HD inline int64_t cut(const Schedule& schedule, const TileMap& map, int64_t worker) {
+  const int64_t even = even_cut(schedule, worker);
+  if (schedule.snap == 0 || even == schedule.num_tiles) return even;
+  return snap_cut(schedule, output_at(map, even), even);
+}
+
+// The workers that contribute to an output tile, first and last, in closed form: the even owners of its first and last
+// tile, corrected where a cut inside it moved to its edge.
+LEAN_HD inline TileRange contributors(const Schedule& schedule, const Output& output) {
+  int64_t first = even_owner(schedule, output.begin);
+  int64_t last = even_owner(schedule, output.end - 1);
+  if (first < last && snap_cut(schedule, output, even_cut(schedule, first + 1)) == output.begin) ++first;
+  if (first < last && snap_cut(schedule, output, even_cut(schedule, last)) == output.end) --last;
+  return {first, last + 1};
+}
+
+// ---- All strategies -----------------------------------------------------------------------------------------------
+
+// The tiles of a worker, in the global order.
+LEAN_HD inline TileRange worker_range(const Schedule& schedule, const TileMap& map, int64_t worker) {
+  if (schedule.strategy == Strategy::kLean) return {cut(schedule, map, worker), cut(schedule, map, worker + 1)};
+  const int64_t index = worker / schedule.num_splits;
+  const Output output = output_of(map, static_cast<int32_t>(index / map.num_kv_heads),
+                                  static_cast<int32_t>(index % map.num_kv_heads));
+  // A context of fewer tiles than splits uses as many splits as it has tiles: the first ones.
+  const int64_t tiles = output.end - output.begin;
+  const int64_t splits = tiles < schedule.num_splits ? tiles : schedule.num_splits;
+  const int64_t split = worker % schedule.num_splits;
+  if (split >= splits) return {output.begin, output.begin};
+  return {output.begin + split * tiles / splits, output.begin + (split + 1) * tiles / splits};
+}
+
+// The segment of `range` that begins at its tile `begin`.
+LEAN_HD inline Segment segment_at(const Schedule& schedule, const TileMap& map, TileRange range, int64_t begin) {
+  const Output output = output_at(map, begin);
+  const int64_t end = range.end < output.end ? range.end : output.end;
+  const int64_t tiles = output.end - output.begin;
+  TileRange workers;
+  if (schedule.strategy == Strategy::kLean) {
+    workers = contributors(schedule, output);
+  } else {
+    workers.begin = (int64_t{output.sequence} * map.num_kv_heads + output.kv_head) * schedule.num_splits;
+    workers.end = workers.begin + (tiles < schedule.num_splits ? tiles : schedule.num_splits);
+  }
+  return {output.sequence, output.kv_head, begin - output.begin, end - output.begin, tiles, workers.begin,
+          workers.end - workers.begin};
+}
+
+// The work of one worker, segment by segment:  for (WorkCursor work(…); work.next(segment);) …
+class WorkCursor {
+ public:
+  LEAN_HD WorkCursor(const Schedule& schedule, const TileMap& map, int64_t worker)
+      : schedule_(schedule), map_(map), range_(worker_range(schedule, map, worker)), tile_(range_.begin) {}
+
+  LEAN_HD bool next(Segment& segment) {
+    if (tile_ >= range_.end) return false;
+    segment = segment_at(schedule_, map_, range_, tile_);
+    tile_ += segment.end - segment.begin;
+    return true;
+  }
+
+ private:
+  const Schedule& schedule_;
+  const TileMap& map_;
+  TileRange range_;
+  int64_t tile_;
+};
+
+}  // namespace lean

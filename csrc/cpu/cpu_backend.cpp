@@ -1,0 +1,155 @@
+#include "cpu_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "../runtime/error.h"
+#include "thread_pool.h"
+#include "worker.h"
+
+namespace lean::cpu {
+
+namespace {
+
+const std::array kTileCodes = {&kAvx512Tile, &kAvx2Tile, &kPortableTile};
+
+const TileCode& choose_tile(const std::string& name) {
+  for (const TileCode* tile : kTileCodes)
+    if (tile->supported() && (name.empty() || name == tile->name)) return *tile;
+  throw Error(ErrorCode::kInvalidArgument, "Expected an instruction set that this processor has, got '" + name + "'");
+}
+
+int usable_processors() {
+#if defined(__linux__)
+  cpu_set_t set;  // a container or taskset may leave fewer than the machine has
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(int threads, const TileCode& tile)
+      : tile_(tile), arenas_(static_cast<size_t>(threads)), pool_(threads) {}
+
+  std::string name() const override { return "cpu"; }
+  std::string instruction_set() const override { return tile_.name; }
+  int64_t processors() const override { return pool_.num_threads(); }
+  int32_t tile_tokens(int32_t, DType) const override { return kTileTokens; }
+  size_t workspace_bytes(const Plan& plan, int32_t rows, int32_t head_dim) const override {
+    return Workspace::bytes(plan, rows, head_dim);
+  }
+
+  void decode(const DecodeCall& call) override {
+    const auto scratch = take_scratch();
+    scratch->workspace.reserve(*call.plan, call.params.rows(), call.params.head_dim);
+    const int64_t workers = num_tasks(call);
+    try {
+      pool_.run(workers, [&](int64_t worker, int thread) {
+        run_worker(call, tile_, worker, workers, scratch->workspace, arena(*scratch, thread));
+      });
+    } catch (...) {
+      scratch->workspace.reset_counters();
+      give_back(scratch);
+      throw;
+    }
+    give_back(scratch);
+  }
+
+  void submit(std::shared_ptr<const DecodeCall> call, Done done) override {
+    const auto scratch = take_scratch();
+    scratch->workspace.reserve(*call->plan, call->params.rows(), call->params.head_dim);
+    const int64_t workers = num_tasks(*call);
+    pool_.submit(
+        workers,
+        [this, call, scratch, workers](int64_t worker, int thread) {
+          if (call->cancelled && call->cancelled->load(std::memory_order_relaxed))
+            throw Error(ErrorCode::kCancelled, "The call was cancelled");
+          run_worker(*call, tile_, worker, workers, scratch->workspace, arena(*scratch, thread));
+        },
+        [this, scratch, done = std::move(done)](std::exception_ptr error) {
+          if (error) scratch->workspace.reset_counters();
+          give_back(scratch);
+          done(error);
+        });
+  }
+
+  double time_read(std::span<const std::span<const std::byte>> buffers) override {
+    // Each thread reads one run of the buffers' bytes, as workers own one run of tiles.
+    size_t total = 0;
+    for (const auto& buffer : buffers) total += buffer.size();
+    const auto threads = static_cast<size_t>(pool_.num_threads());
+    const auto start = std::chrono::steady_clock::now();
+    pool_.run(pool_.num_threads(), [&](int64_t task, int) {
+      const auto index = static_cast<size_t>(task);
+      const size_t begin = total / threads * index;
+      const size_t end = index + 1 == threads ? total : total / threads * (index + 1);
+      size_t at = 0;
+      for (const auto& buffer : buffers) {
+        const size_t from = std::clamp(begin, at, at + buffer.size());
+        const size_t to = std::clamp(end, at, at + buffer.size());
+        if (from < to) tile_.read(buffer.data() + (from - at), to - from);
+        at += buffer.size();
+      }
+    });
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+ private:
+  // What one call needs besides the pool's own arenas; kept for the next call.
+  struct Scratch {
+    Workspace workspace;
+    Arena caller;  // for a calling thread that takes part
+  };
+
+  // At least one task: empty contexts are written too.
+  static int64_t num_tasks(const DecodeCall& call) {
+    return std::max<int64_t>(1, call.plan->schedule().num_workers);
+  }
+
+  Arena& arena(Scratch& scratch, int thread) {
+    return thread == pool_.num_threads() ? scratch.caller : arenas_[static_cast<size_t>(thread)];
+  }
+
+  std::shared_ptr<Scratch> take_scratch() {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) return std::make_shared<Scratch>();
+    auto scratch = std::move(free_.back());
+    free_.pop_back();
+    return scratch;
+  }
+
+  void give_back(const std::shared_ptr<Scratch>& scratch) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(scratch);
+  }
+
+  const TileCode& tile_;
+  std::mutex mutex_;  // guards free_
+  std::vector<std::shared_ptr<Scratch>> free_;
+  std::vector<Arena> arenas_;  // one for each of the pool's threads
+  ThreadPool pool_;            // last, so that it ends before what its threads use
+};
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const TileCode* tile : kTileCodes)
+    if (tile->supported()) names.emplace_back(tile->name);
+  return names;
+}
+
+std::shared_ptr<Backend> open_cpu(int threads, const std::string& instruction_set) {
+  return std::make_shared<CpuBackend>(threads > 0 ? threads : usable_processors(), choose_tile(instruction_set));
+}
+
+}  // namespace lean::cpu

@@ -1,0 +1,151 @@
+#include "thread_pool.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+namespace lean::cpu {
+
+namespace {
+
+constexpr std::chrono::microseconds kSpinTime{50};
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Spins until `ready` or the time is over; tells which.
+template <class Ready>
+bool spin(Ready ready) {
+  const auto end = std::chrono::steady_clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return ready();
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int num_threads) {
+  threads_.reserve(static_cast<size_t>(num_threads));
+  try {
+    for (int thread = 0; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { thread_main(thread); });
+  } catch (...) {  // the system refused a thread: the ones that run must be joined before the members go
+    {
+      const std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_all();
+    wake_spare_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+    enqueued_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  wake_spare_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void ThreadPool::enqueue(const JobPtr& job) {
+  {
+    const std::lock_guard lock(mutex_);
+    jobs_.push_back(job);
+    enqueued_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  if (!job->caller_takes_part) wake_spare_.notify_one();
+}
+
+void ThreadPool::run(int64_t count, Task task) {
+  const auto job = std::make_shared<Job>();
+  job->count = count;
+  job->task = std::move(task);
+  job->caller_takes_part = true;
+  if (count > 1) enqueue(job);
+  work_on(*job, num_threads());
+  const auto ended = [&] { return job->finished.load(std::memory_order_acquire) == count; };
+  if (!spin(ended)) {
+    std::unique_lock lock(job->mutex);
+    job->all_finished.wait(lock, ended);
+  }
+  const std::lock_guard lock(job->mutex);
+  if (job->error) std::rethrow_exception(job->error);
+}
+
+void ThreadPool::submit(int64_t count, Task task, Done done) {
+  const auto job = std::make_shared<Job>();
+  job->count = count;
+  job->task = std::move(task);
+  job->done = std::move(done);
+  enqueue(job);
+}
+
+bool ThreadPool::work_on(Job& job, int thread) {
+  for (;;) {
+    const int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
+    if (index >= job.count) return false;
+    try {
+      job.task(index, thread);
+    } catch (...) {
+      const std::lock_guard lock(job.mutex);
+      if (!job.error) job.error = std::current_exception();
+    }
+    if (job.finished.fetch_add(1, std::memory_order_acq_rel) + 1 < job.count) continue;
+    const std::lock_guard lock(job.mutex);  // a caller between its test and its sleep must not miss this
+    job.all_finished.notify_all();
+    return true;
+  }
+}
+
+ThreadPool::JobPtr ThreadPool::next_job(bool is_spare) {
+  const auto find = [&]() -> JobPtr {
+    while (!jobs_.empty() && jobs_.front()->next.load(std::memory_order_relaxed) >= jobs_.front()->count)
+      jobs_.pop_front();  // all its tasks are taken
+    for (const JobPtr& job : jobs_)
+      if (job->next.load(std::memory_order_relaxed) < job->count && !(is_spare && job->caller_takes_part)) return job;
+    return nullptr;
+  };
+  JobPtr job;
+  std::unique_lock lock(mutex_);
+  job = find();
+  if (job || closing_) return job;
+  if (!is_spare) {
+    const uint64_t seen = enqueued_.load(std::memory_order_relaxed);
+    lock.unlock();
+    spin([&] { return enqueued_.load(std::memory_order_acquire) != seen; });
+    lock.lock();
+  }
+  (is_spare ? wake_spare_ : wake_).wait(lock, [&] { return (job = find()) || closing_; });
+  return job;
+}
+
+void ThreadPool::thread_main(int thread) {
+  // The caller of run() stands in for thread 0, which would only take a core from the others.
+  const bool is_spare = thread == 0;
+  while (const JobPtr job = next_job(is_spare)) {
+    if (work_on(*job, thread) && job->done) {
+      std::exception_ptr error;
+      {
+        const std::lock_guard lock(job->mutex);
+        error = job->error;
+      }
+      job->done(error);
+    }
+  }
+}
+
+}  // namespace lean::cpu

@@ -1,0 +1,271 @@
+// A worker's whole output tiles of one sequence are folded side by side, tile after tile, as a bundle: with heads next
+// to each other in memory (NHD), a head alone would be read with gaps, which costs up to half of the bandwidth. Which
+// output tiles are bundled changes the order in which work is done, never the arithmetic.
+#include "worker.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace lean::cpu {
+
+namespace {
+
+// K and V of a bundle's LeanTile, and as much again for the tile that is prefetched, share the L2 cache.
+constexpr int64_t kBundleBytes = 256 * 1024;
+
+// Neighbouring output tiles with the same tokens, or one segment.
+struct Bundle {
+  Segment first;
+  int32_t num_heads;
+};
+
+template <class T>
+void widen_row(const void* data, int64_t offset, int32_t count, float* out) {
+  const T* row = static_cast<const T*>(data) + offset;
+  for (int32_t i = 0; i < count; ++i) out[i] = to_float(row[i]);
+}
+
+template <class T>
+void store_row(void* data, int64_t offset, int32_t count, const float* values, float factor) {
+  T* row = static_cast<T*>(data) + offset;
+  for (int32_t i = 0; i < count; ++i) row[i] = from_float<T>(values[i] * factor);
+}
+
+class Worker {
+ public:
+  Worker(const DecodeCall& call, const TileCode& tile, Workspace& workspace, Arena& arena)
+      : call_(call),
+        params_(call.params),
+        fold_(tile.fold(call.params.kv_type)),
+        workspace_(workspace),
+        arena_(arena),
+        rows_(params_.rows()),
+        stride_(padded(params_.head_dim)),
+        head_bytes_(params_.head_dim * dtype_size(params_.kv_type)) {}
+
+  void run(int64_t worker) {
+    const Schedule& schedule = call_.plan->schedule();
+    const TileMap map = call_.plan->map();
+    Segment segment;
+    WorkCursor work(schedule, map, worker);
+    bool more = work.next(segment);
+    while (more) {
+      Bundle bundle{segment, 1};
+      while ((more = work.next(segment)) && joins(bundle, segment)) ++bundle.num_heads;
+      run_bundle(bundle, worker);
+    }
+  }
+
+  void write_empty(int32_t sequence) {
+    for (int32_t kv_head = 0; kv_head < params_.num_kv_heads; ++kv_head)
+      for (int32_t row = 0; row < rows_; ++row) write_row(sequence, kv_head, row, SoftmaxState{}, nullptr);
+  }
+
+ private:
+  bool joins(const Bundle& bundle, const Segment& next) const {
+    return bundle.first.covers_output() && next.covers_output() && next.sequence == bundle.first.sequence &&
+           (bundle.num_heads + 1) * 2 * kTileTokens * head_bytes_ <= kBundleBytes;
+  }
+
+  void run_bundle(const Bundle& bundle, int64_t worker) {
+    load_queries(bundle);
+    const Segment& segment = bundle.first;
+    const int32_t length = call_.plan->context_lengths()[static_cast<size_t>(segment.sequence)];
+    TileRows tiles[2];
+    locate(segment, segment.begin, length, tiles[0]);
+    for (int64_t tile = segment.begin; tile < segment.end; ++tile) {
+      const TileRows& current = tiles[(tile - segment.begin) % 2];
+      TileRows& next = tiles[(tile - segment.begin + 1) % 2];
+      next.count = 0;
+      if (tile + 1 < segment.end) locate(segment, tile + 1, length, next);
+      fold_tile(bundle, tile, length, current, next);
+    }
+    for (int32_t head = 0; head < bundle.num_heads; ++head)
+      if (segment.covers_output())
+        write_output(segment.sequence, segment.kv_head + head, states(head), acc(head));
+      else
+        publish_partial(segment, worker);
+  }
+
+  float* query(int32_t head, int32_t row) { return arena_.q.data() + (int64_t{head} * rows_ + row) * stride_; }
+  float* acc(int32_t head) { return arena_.acc.data() + int64_t{head} * rows_ * stride_; }
+  SoftmaxState* states(int32_t head) { return arena_.states.data() + int64_t{head} * rows_; }
+
+  // Queries as float32, padded with zeros; states empty.
+  void load_queries(const Bundle& bundle) {
+    const auto rows = static_cast<size_t>(bundle.num_heads) * static_cast<size_t>(rows_);
+    arena_.q.assign(rows * static_cast<size_t>(stride_), 0.0f);
+    arena_.acc.assign(rows * static_cast<size_t>(stride_), 0.0f);
+    arena_.states.assign(rows, SoftmaxState{});
+    arena_.scores.resize(static_cast<size_t>(rows_) * kTileTokens);
+    arena_.visible.resize(static_cast<size_t>(rows_));
+    for (int32_t head = 0; head < bundle.num_heads; ++head)
+      for (int32_t row = 0; row < rows_; ++row) {
+        const QueryRow at = query_row(params_, bundle.first.kv_head + head, row);
+        const int64_t offset = query_offset(params_, bundle.first.sequence, at);
+        float* out = query(head, row);
+        switch (params_.q_type) {
+          case DType::kF32: widen_row<float>(params_.q, offset, params_.head_dim, out); break;
+          case DType::kF16: widen_row<Float16>(params_.q, offset, params_.head_dim, out); break;
+          case DType::kBF16: widen_row<BFloat16>(params_.q, offset, params_.head_dim, out); break;
+        }
+      }
+  }
+
+  // The addresses of a tile's tokens, for the segment's first KV head. Only tokens of the context are looked up.
+  void locate(const Segment& segment, int64_t tile, int32_t length, TileRows& rows) const {
+    const int64_t size = dtype_size(params_.kv_type);
+    const char* k = static_cast<const char*>(params_.k) + segment.kv_head * params_.k_strides.head * size;
+    const char* v = static_cast<const char*>(params_.v) + segment.kv_head * params_.v_strides.head * size;
+    const auto first = static_cast<int32_t>(tile * kTileTokens);
+    rows.count = std::min(kTileTokens, length - first);
+    int32_t page = first / params_.page_tokens;
+    int32_t slot = first % params_.page_tokens;
+    for (int32_t token = 0; token < rows.count; ++page, slot = 0) {
+      const int64_t index = page_index(params_, segment.sequence, page);
+      const char* page_k = k + index * params_.k_strides.page * size;
+      const char* page_v = v + index * params_.v_strides.page * size;
+      for (; token < rows.count && slot < params_.page_tokens; ++token, ++slot) {
+        rows.k[token] = page_k + slot * params_.k_strides.token * size;
+        rows.v[token] = page_v + slot * params_.v_strides.token * size;
+      }
+    }
+  }
+
+  // Prefetches the rows of all the bundle's heads in `steps` steps; adjacent heads count as one long row.
+  Prefetch prefetch(const char* const* rows, int32_t count, int64_t head_stride, int32_t num_heads, int32_t steps) const {
+    Prefetch walk;
+    walk.rows = rows;
+    walk.num_rows = count;
+    walk.num_heads = count > 0 ? num_heads : 0;
+    walk.head_stride = head_stride;
+    int64_t row_bytes = head_bytes_;
+    if (head_stride == head_bytes_) {
+      walk.num_heads = count > 0 ? 1 : 0;
+      row_bytes *= num_heads;
+    }
+    walk.lines = static_cast<int32_t>((row_bytes + 63) / 64);
+    const int64_t lines = int64_t{walk.lines} * walk.num_rows * walk.num_heads;
+    walk.lines_per_step = static_cast<int32_t>((lines + steps - 1) / steps);
+    return walk;
+  }
+
+  void fold_tile(const Bundle& bundle, int64_t tile, int32_t length, const TileRows& current, const TileRows& next) {
+    const int64_t size = dtype_size(params_.kv_type);
+    const int64_t k_step = params_.k_strides.head * size;
+    const int64_t v_step = params_.v_strides.head * size;
+    const int32_t steps = prefetch_steps(current.count) * bundle.num_heads;
+    Prefetch prefetch_k = prefetch(next.k, next.count, k_step, bundle.num_heads, steps);
+    Prefetch prefetch_v = prefetch(next.v, next.count, v_step, bundle.num_heads, steps);
+    const bool masked = mask_rows(tile, length, current.count);
+    for (int32_t head = 0; head < bundle.num_heads; ++head)
+      fold_(TileFold{current.k, current.v, head * k_step, head * v_step, current.count, rows_, params_.head_dim,
+                     masked ? arena_.visible.data() : nullptr, params_.scale * kLog2E, query(head, 0),
+                     arena_.scores.data(), states(head), acc(head), &prefetch_k, &prefetch_v});
+  }
+
+  // Tokens of this tile that each row sees; false: every row sees them all.
+  bool mask_rows(int64_t tile, int32_t length, int32_t count) {
+    const int64_t first = tile * kTileTokens;
+    bool masked = false;
+    for (int32_t row = 0; row < rows_; ++row) {
+      const int64_t visible = visible_tokens(params_, length, query_row(params_, 0, row).query) - first;
+      arena_.visible[static_cast<size_t>(row)] = static_cast<int32_t>(std::clamp<int64_t>(visible, 0, count));
+      masked |= visible < count;
+    }
+    return masked;
+  }
+
+  void write_row(int32_t sequence, int32_t kv_head, int32_t row, SoftmaxState state, const float* acc) {
+    static const float kZeros[kMaxHeadDim] = {};
+    const int64_t at = output_row(params_, sequence, query_row(params_, kv_head, row));
+    const Finish finished = finish(state);
+    params_.lse[at] = finished.lse;
+    const float* values = acc && state.l != 0.0f ? acc : kZeros;
+    const int64_t offset = at * params_.head_dim;
+    switch (params_.q_type) {
+      case DType::kF32: store_row<float>(params_.out, offset, params_.head_dim, values, finished.normalise); break;
+      case DType::kF16: store_row<Float16>(params_.out, offset, params_.head_dim, values, finished.normalise); break;
+      case DType::kBF16: store_row<BFloat16>(params_.out, offset, params_.head_dim, values, finished.normalise); break;
+    }
+  }
+
+  void write_output(int32_t sequence, int32_t kv_head, const SoftmaxState* states, const float* acc) {
+    for (int32_t row = 0; row < rows_; ++row)
+      write_row(sequence, kv_head, row, states[row], acc + int64_t{row} * stride_);
+  }
+
+  // Stores the partial; the last of the contributors to arrive merges them all. The increment releases this partial and
+  // acquires the others'.
+  void publish_partial(const Segment& segment, int64_t worker) {
+    const int64_t slot = partial_slot(segment.first_worker, worker - segment.first_worker);
+    std::copy_n(states(0), rows_, workspace_.states(slot));
+    std::copy_n(acc(0), int64_t{rows_} * stride_, workspace_.acc(slot));
+    std::atomic<int64_t>& arrivals = workspace_.arrivals(segment.first_worker);
+    if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 < segment.num_contributors) return;
+    arrivals.store(0, std::memory_order_relaxed);
+    fix_up(segment);
+  }
+
+  // Merges the partials in worker order, so that the bits do not depend on who came last.
+  void fix_up(const Segment& segment) {
+    std::fill_n(states(0), rows_, SoftmaxState{});
+    std::fill_n(acc(0), int64_t{rows_} * stride_, 0.0f);
+    for (int64_t index = 0; index < segment.num_contributors; ++index) {
+      const int64_t slot = partial_slot(segment.first_worker, index);
+      for (int32_t row = 0; row < rows_; ++row) {
+        const Merge merged = merge(states(0)[row], workspace_.states(slot)[row]);
+        float* sum = acc(0) + int64_t{row} * stride_;
+        const float* part = workspace_.acc(slot) + int64_t{row} * stride_;
+        for (int64_t d = 0; d < stride_; ++d) sum[d] = merged.weight_a * sum[d] + merged.weight_b * part[d];
+        states(0)[row] = merged.state;
+      }
+    }
+    write_output(segment.sequence, segment.kv_head, states(0), acc(0));
+  }
+
+  const DecodeCall& call_;
+  const DecodeParams& params_;
+  void (*const fold_)(const TileFold&);
+  Workspace& workspace_;
+  Arena& arena_;
+  const int32_t rows_;
+  const int64_t stride_;      // floats from one row to the next
+  const int64_t head_bytes_;  // bytes of one token's K (or V) of one head
+};
+
+}  // namespace
+
+void Workspace::reserve(const Plan& plan, int32_t rows, int32_t head_dim) {
+  const bool has_partials = plan.has_partials();
+  const auto slots = static_cast<size_t>(has_partials ? plan.schedule().num_slots() : 0);
+  rows_ = rows;
+  stride_ = padded(head_dim);
+  states_.resize(std::max(states_.size(), slots * static_cast<size_t>(rows)));
+  acc_.resize(std::max(acc_.size(), slots * static_cast<size_t>(rows) * static_cast<size_t>(stride_)));
+  const auto counters = static_cast<size_t>(has_partials ? plan.schedule().num_counters() : 0);
+  if (counters > arrivals_.size()) arrivals_ = std::vector<std::atomic<int64_t>>(counters);
+}
+
+size_t Workspace::bytes(const Plan& plan, int32_t rows, int32_t head_dim) {
+  if (!plan.has_partials()) return 0;
+  const size_t row_bytes = sizeof(SoftmaxState) + static_cast<size_t>(padded(head_dim)) * sizeof(float);
+  return static_cast<size_t>(plan.schedule().num_slots()) * static_cast<size_t>(rows) * row_bytes +
+         static_cast<size_t>(plan.schedule().num_counters()) * sizeof(std::atomic<int64_t>);
+}
+
+void Workspace::reset_counters() {
+  for (std::atomic<int64_t>& arrivals : arrivals_) arrivals.store(0, std::memory_order_relaxed);
+}
+
+void run_worker(const DecodeCall& call, const TileCode& tile, int64_t worker, int64_t num_workers, Workspace& workspace,
+                Arena& arena) {
+  Worker self(call, tile, workspace, arena);
+  // Empty contexts own no tile, so the workers share them out by their number.
+  const auto& lengths = call.plan->context_lengths();
+  for (auto sequence = worker; sequence < static_cast<int64_t>(lengths.size()); sequence += num_workers)
+    if (lengths[static_cast<size_t>(sequence)] == 0) self.write_empty(static_cast<int32_t>(sequence));
+  if (worker < call.plan->schedule().num_workers) self.run(worker);
+}
+
+}  // namespace lean::cpu

@@ -1,0 +1,25 @@
+// The last line of defence: no call reaches a backend unless every byte it may touch lies inside the caller's buffers.
+// Host only; caller mistakes that TypeScript can name better have been refused before.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "../core/decode_params.h"
+
+namespace lean {
+
+// Bytes that stand behind each pointer of the parameters.
+struct BufferSizes {
+  size_t q;
+  size_t k;
+  size_t v;
+  size_t out;
+  size_t lse;
+};
+
+// Checks shapes, strides, sizes, context lengths and every page index that a context reaches.
+// Page-table entries past a context are not looked at. Throws Error(kInvalidArgument) with one sentence.
+void check_params(const DecodeParams& params, const BufferSizes& sizes);
+
+}  // namespace lean

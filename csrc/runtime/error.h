@@ -1,0 +1,31 @@
+// The one exception that native code throws on purpose. The binding turns the code into a JavaScript error class.
+#pragma once
+
+#include <source_location>
+#include <stdexcept>
+#include <string>
+
+namespace lean {
+
+enum class ErrorCode {
+  kInvalidArgument,   // the caller's mistake: RangeError
+  kOutOfMemory,       // LeanAttentionError OUT_OF_MEMORY
+  kCudaUnavailable,   // LeanAttentionError CUDA_UNAVAILABLE
+  kDeviceLost,        // LeanAttentionError DEVICE_LOST
+  kCancelled,         // the environment is going away: nobody is left to hear of it
+};
+
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorCode code, const std::string& message, std::source_location where = std::source_location::current())
+      : std::runtime_error(message), code_(code), where_(where) {}
+
+  ErrorCode code() const { return code_; }
+  const std::source_location& where() const { return where_; }
+
+ private:
+  ErrorCode code_;
+  std::source_location where_;
+};
+
+}  // namespace lean

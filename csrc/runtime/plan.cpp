@@ -1,0 +1,98 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <queue>
+#include <string>
+#include <utility>
+
+#include "error.h"
+
+namespace lean {
+
+namespace {
+
+Schedule make_schedule(const PlanRequest& request, const TileMap& map, int64_t longest_tiles) {
+  switch (request.strategy) {
+    case Strategy::kFlashAttention2:
+      return flash_attention_2_schedule(map);
+    case Strategy::kFixedSplit: {
+      const int64_t splits = request.splits > 0
+                                 ? request.splits
+                                 : choose_num_splits(map.num_outputs(), longest_tiles, request.processors);
+      return fixed_split_schedule(map, splits);
+    }
+    case Strategy::kLean:
+      break;
+  }
+  return lean_schedule(map, request.processors, /*snap_cuts=*/true);
+}
+
+bool any_partials(const Schedule& schedule, const TileMap& map) {
+  if (schedule.strategy != Strategy::kLean) return schedule.num_splits > 1;
+  for (int64_t worker = 1; worker < schedule.num_workers; ++worker) {
+    const int64_t begin = cut(schedule, map, worker);
+    if (begin != output_at(map, begin).begin) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+Plan::Plan(const PlanRequest& request, std::vector<int32_t> context_lengths)
+    : request_(request), context_lengths_(std::move(context_lengths)) {
+  first_tile_.reserve(context_lengths_.size() + 1);
+  first_tile_.push_back(0);
+  int64_t longest = 0;
+  for (const int32_t length : context_lengths_) {
+    const int64_t tiles = (int64_t{length} + request.tile_tokens - 1) / request.tile_tokens;
+    longest = std::max(longest, tiles);
+    first_tile_.push_back(first_tile_.back() + tiles * request.num_kv_heads);
+  }
+  // The cuts are products of a worker and a tile count in 64 bits.
+  if (first_tile_.back() > std::numeric_limits<int64_t>::max() / (request.processors + 1))
+    throw Error(ErrorCode::kInvalidArgument,
+                "Expected tiles x workers to fit 64 bits, got " + std::to_string(first_tile_.back()) + " tiles and " +
+                    std::to_string(request.processors) + " workers");
+  schedule_ = make_schedule(request_, map(), longest);
+  has_partials_ = any_partials(schedule_, map());
+}
+
+template <class Visit>
+int64_t Plan::place(Visit visit) const {
+  using Free = std::pair<int64_t, int64_t>;  // (time at which it comes free, processor)
+  std::priority_queue<Free, std::vector<Free>, std::greater<>> free;
+  const int64_t processors = std::min(request_.processors, std::max<int64_t>(schedule_.num_workers, 1));
+  for (int64_t processor = 0; processor < processors; ++processor) free.push({0, processor});
+  const TileMap tiles = map();
+  int64_t makespan = 0;
+  for (int64_t worker = 0; worker < schedule_.num_workers; ++worker) {
+    auto [time, processor] = free.top();
+    free.pop();
+    Segment segment;
+    for (WorkCursor work(schedule_, tiles, worker); work.next(segment);) {
+      visit(PlacedSegment{segment, worker, processor, time});
+      time += segment.end - segment.begin;
+    }
+    makespan = std::max(makespan, time);
+    free.push({time, processor});
+  }
+  return makespan;
+}
+
+std::vector<PlacedSegment> Plan::segments() const {
+  std::vector<PlacedSegment> placed;
+  place([&](const PlacedSegment& segment) { placed.push_back(segment); });
+  return placed;
+}
+
+int64_t Plan::makespan() const {
+  return place([](const PlacedSegment&) {});
+}
+
+int64_t Plan::ideal_makespan() const {
+  return (schedule_.num_tiles + request_.processors - 1) / request_.processors;
+}
+
+}  // namespace lean

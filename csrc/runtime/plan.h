@@ -1,0 +1,60 @@
+// A plan: one batch's context lengths cut into work by a strategy, ready for a backend and open to inspection.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../core/decode_params.h"
+#include "../core/schedule.h"
+
+namespace lean {
+
+// What a plan is made from. `processors` is what runs at once: a GPU's resident CTAs, a CPU's threads, or any number
+// that the caller forces.
+struct PlanRequest {
+  Strategy strategy = Strategy::kLean;
+  int64_t processors = 1;
+  int64_t splits = 0;  // fixed-split: 0 leaves the choice to FlashAttention-2's rule
+  int32_t num_kv_heads = 1;
+  int32_t tile_tokens = 64;  // context tokens of a LeanTile
+};
+
+// A segment and its place in time, for people and tests. Time is counted in tiles.
+struct PlacedSegment {
+  Segment segment;
+  int64_t worker;
+  int64_t processor;
+  int64_t start;
+};
+
+class Plan {
+ public:
+  Plan(const PlanRequest& request, std::vector<int32_t> context_lengths);
+
+  const PlanRequest& request() const { return request_; }
+  const Schedule& schedule() const { return schedule_; }
+  TileMap map() const { return {first_tile_.data(), static_cast<int32_t>(context_lengths_.size()), request_.num_kv_heads}; }
+  const std::vector<int32_t>& context_lengths() const { return context_lengths_; }
+
+  // Whether any output tile is shared between workers; if not, no workspace is needed.
+  bool has_partials() const { return has_partials_; }
+
+  // Every segment, each on the processor that comes free first: workers start in order, as a GPU dispatches CTAs.
+  std::vector<PlacedSegment> segments() const;
+
+  // The longest a processor works, in tiles, and the least that any schedule could reach.
+  int64_t makespan() const;
+  int64_t ideal_makespan() const;
+
+ private:
+  template <class Visit>
+  int64_t place(Visit visit) const;
+
+  PlanRequest request_;
+  std::vector<int32_t> context_lengths_;  // [batch]
+  std::vector<int64_t> first_tile_;       // [batch + 1]
+  Schedule schedule_;
+  bool has_partials_;
+};
+
+}  // namespace lean

@@ -1,0 +1,232 @@
+// From the options of a call to what native code takes: defaults, checks, flat numbers.
+import { types } from 'node:util';
+import { DTYPE_CODES } from './dtype';
+import { LeanAttentionError } from './errors';
+import type { NativeCall, NativePlan } from './native';
+import {
+  type DecodeOptions,
+  type DecodeResult,
+  DEFAULTS,
+  LAYOUTS,
+  LIMITS,
+  type ScheduleOptions,
+  STRATEGIES,
+  STRATEGY_CODES,
+} from './options';
+import { extent, isContiguous, type Tensor, zeros } from './tensor';
+import { describe, expectInteger, expectIntegers, expectObject, expectOneOf } from './validate';
+
+/** A call that is ready to run, and what it will have written. */
+export interface PreparedCall {
+  call: NativeCall;
+  result: DecodeResult;
+}
+
+export function prepareSchedule(options: ScheduleOptions): { strategy: number; workers: number; splits: number } {
+  const strategy = expectOneOf('strategy', options.strategy ?? DEFAULTS.strategy, STRATEGIES);
+  if (options.splits !== undefined && strategy !== 'fixed-split') {
+    throw new RangeError(`Expected \`splits\` only with the strategy 'fixed-split', got it with '${strategy}'`);
+  }
+  return {
+    strategy: STRATEGY_CODES[strategy],
+    workers: options.workers === undefined ? DEFAULTS.workers : expectInteger('workers', options.workers, 1, LIMITS.workers),
+    splits: options.splits === undefined ? DEFAULTS.splits : expectInteger('splits', options.splits, 1, LIMITS.splits),
+  };
+}
+
+/** Context lengths as native code takes them. Their range is checked there, against a copy that nobody changes. */
+export function prepareLengths(lengths: Int32Array | readonly number[]): Int32Array {
+  if (types.isInt32Array(lengths)) return lengths;
+  return Int32Array.from(expectIntegers('contextLengths', lengths, 0, LIMITS.int32));
+}
+
+export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; batch: number } | null): PreparedCall {
+  expectObject('options', options);
+  const q = expectTensor('q', options.q);
+  const k = expectTensor('k', options.k);
+  const v = expectTensor('v', options.v);
+  const layout = expectOneOf('layout', options.layout ?? DEFAULTS.layout, LAYOUTS);
+  const [tokenAxis, headAxis] = layout === 'NHD' ? [1, 2] : [2, 1];
+
+  if (q.shape.length !== 3 && q.shape.length !== 4) {
+    throw new RangeError(
+      `Expected \`q\` shape to be [batch, numQueryHeads, headDim] or [batch, queryLen, numQueryHeads, headDim], got [${q.shape.join(', ')}]`,
+    );
+  }
+  const [batch, queryLen, numQueryHeads, headDim] = q.shape.length === 4 ? q.shape : [q.shape[0], 1, q.shape[1], q.shape[2]];
+  expectAxis('q', q, 0, 'batch', 1, LIMITS.int32);
+  if (q.shape.length === 4) expectAxis('q', q, 1, 'queryLen', 1, LIMITS.queryLen);
+  expectAxis('q', q, q.shape.length - 1, 'headDim', 8, LIMITS.headDim);
+  if (headDim % 8 !== 0) {
+    throw new RangeError(`Expected \`q\` shape[${q.shape.length - 1}], headDim, to be a multiple of 8, got ${headDim}`);
+  }
+
+  const axes = layout === 'NHD' ? 'tokens, numKvHeads' : 'numKvHeads, tokens';
+  if (k.shape.length !== 4) {
+    throw new RangeError(
+      `Expected \`k\` shape to be [${options.pageTable === undefined ? 'batch' : 'numPages'}, ${axes}, headDim], got [${k.shape.join(', ')}]`,
+    );
+  }
+  if (k.shape[3] !== headDim) throw new RangeError(`Expected \`k\` shape[3] to equal headDim ${headDim}, got ${k.shape[3]}`);
+  if (v.shape.length !== 4 || v.shape.some((length, axis) => length !== k.shape[axis])) {
+    throw new RangeError(`Expected \`v\` shape to equal that of \`k\` [${k.shape.join(', ')}], got [${v.shape.join(', ')}]`);
+  }
+  if (v.dtype !== k.dtype) throw new TypeError(`Expected \`v\` dtype to equal that of \`k\` '${k.dtype}', got '${v.dtype}'`);
+  const numKvHeads = expectAxis('k', k, headAxis, 'numKvHeads', 1, LIMITS.int32);
+  const pageTokens = expectAxis('k', k, tokenAxis, 'tokens', 1, LIMITS.int32);
+  if (numQueryHeads === 0 || numQueryHeads % numKvHeads !== 0) {
+    throw new RangeError(
+      `Expected \`q\` shape[${q.shape.length - 2}], numQueryHeads, to be a multiple of numKvHeads ${numKvHeads}, got ${numQueryHeads}`,
+    );
+  }
+  for (const [name, t] of Object.entries({ q, k, v })) {
+    const last = t.shape.length - 1;
+    if (t.strides[last] !== 1) throw new RangeError(`Expected \`${name}\` strides[${last}], headDim, to be 1, got ${t.strides[last]}`);
+  }
+
+  const pageTable = options.pageTable === undefined ? null : preparePages(options.pageTable, batch);
+  if (pageTable === null && k.shape[0] !== batch) {
+    throw new RangeError(`Expected \`k\` shape[0] to equal batch ${batch}, got ${k.shape[0]}; pass \`pageTable\` for a paged cache`);
+  }
+  const maxPages = pageTable === null ? 1 : pageTable.length / batch;
+  const contextLengths = prepareLengths(
+    options.contextLengths ?? new Int32Array(batch).fill(Math.min(maxPages * pageTokens, LIMITS.int32)),
+  );
+  if (contextLengths.length !== batch) {
+    throw new RangeError(`Expected \`contextLengths\` to hold ${batch} lengths, one a sequence, got ${contextLengths.length}`);
+  }
+  const scale = options.scale ?? DEFAULTS.scale(headDim);
+  if (typeof scale !== 'number') throw new TypeError(`Expected \`scale\` to be a number, got ${describe(scale)}`);
+  if (!Number.isFinite(scale)) throw new RangeError(`Expected \`scale\` to be finite, got ${scale}`);
+
+  const out = prepareTarget('out', options.out, q.shape, q.dtype);
+  const lse = prepareTarget('lse', options.lse, q.shape.slice(0, -1), 'f32');
+  expectApart({ out, lse }, { q, k, v });
+  const four = q.shape.length === 4;
+  return {
+    result: { out, lse },
+    call: {
+      q: q.data,
+      k: k.data,
+      v: v.data,
+      out: out.data,
+      lse: lse.data as Float32Array,
+      contextLengths,
+      pageTable,
+      plan: plan === null ? null : plan.native,
+      qType: DTYPE_CODES[q.dtype],
+      kvType: DTYPE_CODES[k.dtype],
+      batch,
+      queryLen,
+      numQueryHeads,
+      numKvHeads,
+      headDim,
+      numPages: k.shape[0],
+      pageTokens,
+      maxPages,
+      qSequenceStride: q.strides[0],
+      qQueryStride: four ? q.strides[1] : 0,
+      qHeadStride: q.strides[four ? 2 : 1],
+      kPageStride: k.strides[0],
+      kTokenStride: k.strides[tokenAxis],
+      kHeadStride: k.strides[headAxis],
+      vPageStride: v.strides[0],
+      vTokenStride: v.strides[tokenAxis],
+      vHeadStride: v.strides[headAxis],
+      scale,
+      ...prepareSchedule(options),
+    },
+  };
+}
+
+/** Asynchronous calls read memory after JavaScript has gone on, so it must be memory that cannot shrink meanwhile. */
+export function expectFixedBuffers(call: NativeCall): void {
+  for (const name of ['q', 'k', 'v', 'out', 'lse'] as const) {
+    const buffer = call[name].buffer as ArrayBuffer & { resizable?: boolean };
+    if (buffer.resizable) {
+      throw new TypeError(`Expected \`${name}\` of an asynchronous call to lie in a buffer of fixed length, got a resizable ArrayBuffer`);
+    }
+  }
+}
+
+/** A buffer that was transferred away during a call makes its result worthless: say so instead of returning it. */
+export function expectAttached(call: NativeCall): void {
+  for (const name of ['q', 'k', 'v', 'out', 'lse'] as const) {
+    if (call[name].buffer.byteLength === 0 && call[name].byteLength === 0 && (name !== 'k' && name !== 'v')) {
+      throw new LeanAttentionError('BUFFER_DETACHED', detachedDuringCall(name));
+    }
+  }
+}
+
+const detachedDuringCall = (name: string): string =>
+  `The buffer of \`${name}\` was transferred away while the call was using it; transfer buffers only after the promise has settled`;
+
+function expectTensor(name: string, value: unknown): Tensor {
+  const t = value as Tensor | null | undefined;
+  if (typeof t !== 'object' || t === null || !ArrayBuffer.isView(t.data) || !Array.isArray(t.shape) || !Array.isArray(t.strides)) {
+    throw new TypeError(`Expected \`${name}\` to be a tensor (see tensor()), got ${describe(value)}`);
+  }
+  const needed = extent(t.shape, t.strides);
+  if (t.data.length < needed) {
+    throw new TypeError(
+      `Expected \`${name}\` to hold ${needed} elements, got ${t.data.length}: its ArrayBuffer was detached or shrunk after tensor() was called`,
+    );
+  }
+  return t;
+}
+
+function expectAxis(name: string, t: Tensor, axis: number, meaning: string, low: number, high: number): number {
+  const length = t.shape[axis];
+  if (length < low || length > high) {
+    const range = high === LIMITS.int32 ? `at least ${low}` : `from ${low} to ${high}`;
+    throw new RangeError(`Expected \`${name}\` shape[${axis}], ${meaning}, to be ${range}, got ${length}`);
+  }
+  return length;
+}
+
+/** [batch, maxPages]; lists of unequal length are filled up with -1, which no context may reach. */
+function preparePages(pageTable: Int32Array | readonly (readonly number[])[], batch: number): Int32Array {
+  if (types.isInt32Array(pageTable)) {
+    if (pageTable.length % batch !== 0) {
+      throw new RangeError(`Expected \`pageTable\` to hold a multiple of batch ${batch} entries, got ${pageTable.length}`);
+    }
+    return pageTable;
+  }
+  if (!Array.isArray(pageTable)) {
+    throw new TypeError(`Expected \`pageTable\` to be an Int32Array or an array of arrays, got ${describe(pageTable)}`);
+  }
+  if (pageTable.length !== batch) {
+    throw new RangeError(`Expected \`pageTable\` to hold ${batch} lists, one a sequence, got ${pageTable.length}`);
+  }
+  const rows = pageTable.map((row, sequence) => expectIntegers(`pageTable[${sequence}]`, row, -(2 ** 31), LIMITS.int32));
+  const maxPages = Math.max(0, ...rows.map((row) => row.length));
+  const table = new Int32Array(batch * maxPages).fill(-1);
+  for (const [sequence, row] of rows.entries()) table.set(row, sequence * maxPages);
+  return table;
+}
+
+function prepareTarget(name: string, given: Tensor | undefined, shape: readonly number[], dtype: Tensor['dtype']): Tensor {
+  if (given === undefined) return zeros(shape, dtype);
+  const target = expectTensor(name, given);
+  if (target.dtype !== dtype) throw new TypeError(`Expected \`${name}\` dtype to be '${dtype}', got '${target.dtype}'`);
+  if (target.shape.length !== shape.length || target.shape.some((length, axis) => length !== shape[axis])) {
+    throw new RangeError(`Expected \`${name}\` shape to be [${shape.join(', ')}], got [${target.shape.join(', ')}]`);
+  }
+  if (!isContiguous(target)) throw new RangeError(`Expected \`${name}\` to be contiguous, got strides [${target.strides.join(', ')}]`);
+  return target;
+}
+
+/** Outputs must not lie over inputs or each other: workers write while others still read. */
+function expectApart(targets: Record<string, Tensor>, sources: Record<string, Tensor>): void {
+  const overlaps = (a: Tensor, b: Tensor): boolean =>
+    a.data.buffer === b.data.buffer &&
+    a.data.byteOffset < b.data.byteOffset + extent(b.shape, b.strides) * b.data.BYTES_PER_ELEMENT &&
+    b.data.byteOffset < a.data.byteOffset + extent(a.shape, a.strides) * a.data.BYTES_PER_ELEMENT;
+  for (const [name, target] of Object.entries(targets)) {
+    for (const [other, tensor] of Object.entries({ ...sources, ...targets })) {
+      if (other !== name && overlaps(target, tensor)) {
+        throw new RangeError(`Expected \`${name}\` to have memory of its own, got memory that \`${other}\` uses too`);
+      }
+    }
+  }
+}

@@ -1,0 +1,142 @@
+// Devices: what computes.
+import { expectAttached, expectFixedBuffers, prepareCall } from './decode';
+import { LeanAttentionError } from './errors';
+import { type NativeDevice, type NativePlan, native } from './native';
+import type { DecodeOptions, DecodeResult } from './options';
+import { Plan, type PlanOptions } from './plan';
+import { describe, expectInteger, expectOneOf } from './validate';
+
+/** 'auto' takes the first CUDA device if there is one that works, else the CPU, and says why in `description`. */
+export type DeviceSpec = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
+
+/** Instruction sets that the CPU tile code is built for. */
+export type InstructionSet = 'avx512' | 'avx2' | 'portable';
+
+export interface DeviceOptions {
+  /** CPU: threads that compute, 1 to 1024. Default: one for each processor that this process may use. */
+  threads?: number;
+  /** CPU: tile code to use. Default: the best that the processor has. */
+  instructionSet?: InstructionSet;
+}
+
+const INSTRUCTION_SETS: readonly InstructionSet[] = ['avx512', 'avx2', 'portable'];
+
+/** Made by `openDevice`. Disposing it is safe at any time: calls in flight end as if nothing had happened. */
+export class Device {
+  readonly type: 'cpu' | 'cuda';
+  /** 'cpu', 'cuda:0', … */
+  readonly name: string;
+  /** What was taken, and why. */
+  readonly description: string;
+  /** What runs at once: the CPU's threads. */
+  readonly threads: number;
+  /** What the tile code is built for. */
+  readonly instructionSet: string;
+  #native: NativeDevice | undefined;
+
+  /** @internal */
+  constructor(device: NativeDevice, type: 'cpu' | 'cuda', reason: string) {
+    const { name, instructionSet, processors } = device.describe();
+    this.#native = device;
+    this.type = type;
+    this.name = name;
+    this.threads = processors;
+    this.instructionSet = instructionSet;
+    this.description = `${name} (${processors} ${processors === 1 ? 'thread' : 'threads'}, ${instructionSet})${reason}`;
+  }
+
+  get disposed(): boolean {
+    return this.#native === undefined;
+  }
+
+  #open = (): NativeDevice => {
+    if (this.#native === undefined) {
+      throw new LeanAttentionError('DEVICE_DISPOSED', `The device ${this.name} has been disposed; open another with openDevice()`);
+    }
+    return this.#native;
+  };
+
+  #decode = async (options: DecodeOptions, plan: { native: NativePlan; batch: number } | null): Promise<DecodeResult> => {
+    const device = this.#open();
+    const { call, result } = prepareCall(options, plan);
+    expectFixedBuffers(call);
+    await device.decodeAsync(call);
+    expectAttached(call);
+    return result;
+  };
+
+  #decodeSync = (options: DecodeOptions, plan: { native: NativePlan; batch: number } | null): DecodeResult => {
+    const device = this.#open();
+    const { call, result } = prepareCall(options, plan);
+    device.decode(call);
+    return result;
+  };
+
+  /**
+   * Decode attention: out = softmax(scale q kᵀ) v for each sequence's query rows over its own context.
+   *
+   * Runs off the JavaScript thread. Context lengths and page table are copied before this returns; the tensors must stay
+   * as they are, and their buffers must not be transferred, until the promise has settled.
+   *
+   * Rejects with TypeError or RangeError for the caller's mistakes, before anything runs, and with LeanAttentionError for
+   * the world's. Source: LeanAttention, arXiv 2405.10480.
+   */
+  decode(options: DecodeOptions): Promise<DecodeResult> {
+    return this.#decode(options, null);
+  }
+
+  /** Like `decode`, on the calling thread and the device's own: for work of microseconds. */
+  decodeSync(options: DecodeOptions): DecodeResult {
+    return this.#decodeSync(options, null);
+  }
+
+  /** Cuts a batch into work without running it; the plan can then run it any number of times. */
+  plan(options: PlanOptions): Plan {
+    return new Plan(options, this.#open, { decode: this.#decode, decodeSync: this.#decodeSync });
+  }
+
+  /** Seconds that a plain read of all these bytes takes with the threads that decode uses: the roofline. Blocks. */
+  timeRead(buffers: readonly ArrayBufferView[]): number {
+    return this.#open().timeRead(buffers);
+  }
+
+  /** Lets the device go. Idempotent. */
+  dispose(): void {
+    this.#native?.close();
+    this.#native = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Opens a device.
+ *
+ * @throws LeanAttentionError CUDA_UNAVAILABLE when 'cuda' is asked for and cannot be had: it never falls back.
+ */
+export function openDevice(spec: DeviceSpec = 'auto', options: DeviceOptions = {}): Device {
+  const match = typeof spec === 'string' ? /^(?:auto|cpu|cuda(?::(0|[1-9]\d{0,3}))?)$/.exec(spec) : null;
+  if (match === null) {
+    const message = `Expected a device 'auto', 'cpu', 'cuda' or 'cuda:N', got ${describe(spec)}`;
+    throw typeof spec === 'string' ? new RangeError(message) : new TypeError(message);
+  }
+  const threads = options.threads === undefined ? 0 : expectInteger('threads', options.threads, 1, 1024);
+  if (spec.startsWith('cuda')) return new Device(native().openCuda(Number(match[1] ?? 0)), 'cuda', '');
+
+  let reason = '';
+  if (spec === 'auto') {
+    const cuda = native().cudaStatus();
+    if (cuda.devices.length > 0) return new Device(native().openCuda(0), 'cuda', ', taken because a CUDA device was found');
+    reason = `, taken because no CUDA device can be used: ${cuda.reason}`;
+  }
+  const available = native().cpuInstructionSets() as InstructionSet[];
+  const instructionSet = options.instructionSet;
+  if (instructionSet !== undefined && !available.includes(expectOneOf('instructionSet', instructionSet, INSTRUCTION_SETS))) {
+    throw new RangeError(
+      `Expected \`instructionSet\` to be one that this processor has (${available.join(', ')}), got '${instructionSet}'`,
+    );
+  }
+  return new Device(native().openCpu(threads, instructionSet ?? ''), 'cpu', reason);
+}

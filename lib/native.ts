@@ -1,0 +1,140 @@
+// The native addon: finds it, loads it, and types all of it. Nothing else touches it.
+import { existsSync } from 'node:fs';
+import path from 'node:path';
+import { LeanAttentionError } from './errors';
+
+/** One decode call as native code takes it: views and flat numbers (csrc/binding/arguments.cpp). */
+export interface NativeCall {
+  q: ArrayBufferView;
+  k: ArrayBufferView;
+  v: ArrayBufferView;
+  out: ArrayBufferView;
+  lse: Float32Array;
+  contextLengths: Int32Array;
+  pageTable: Int32Array | null;
+  plan: NativePlan | null;
+  qType: number;
+  kvType: number;
+  batch: number;
+  queryLen: number;
+  numQueryHeads: number;
+  numKvHeads: number;
+  headDim: number;
+  numPages: number;
+  pageTokens: number;
+  maxPages: number;
+  qSequenceStride: number;
+  qQueryStride: number;
+  qHeadStride: number;
+  kPageStride: number;
+  kTokenStride: number;
+  kHeadStride: number;
+  vPageStride: number;
+  vTokenStride: number;
+  vHeadStride: number;
+  scale: number;
+  strategy: number;
+  workers: number;
+  splits: number;
+}
+
+export interface NativePlanRequest {
+  contextLengths: Int32Array;
+  numKvHeads: number;
+  headDim: number;
+  kvType: number;
+  strategy: number;
+  workers: number;
+  splits: number;
+}
+
+export interface NativePlan {
+  summary(): {
+    workers: number;
+    splits: number;
+    tileTokens: number;
+    numTiles: number;
+    makespan: number;
+    idealMakespan: number;
+  };
+  segments(): Float64Array;
+}
+
+export interface NativeDevice {
+  describe(): { name: string; instructionSet: string; processors: number };
+  plan(request: NativePlanRequest): NativePlan;
+  workspaceBytes(plan: NativePlan, rows: number, headDim: number): number;
+  decode(call: NativeCall): void;
+  decodeAsync(call: NativeCall): Promise<void>;
+  timeRead(buffers: readonly ArrayBufferView[]): number;
+  close(): void;
+}
+
+export interface Native {
+  setErrorClass(constructor: typeof LeanAttentionError): void;
+  openCpu(threads: number, instructionSet: string): NativeDevice;
+  openCuda(index: number): NativeDevice;
+  buildInfo(): { compiler: string; buildType: string; napiVersion: number };
+  cpuInstructionSets(): string[];
+  cudaStatus(): {
+    built: boolean;
+    reason: string;
+    devices: { index: number; name: string; computeCapability: string; memoryBytes: number }[];
+  };
+  convert(source: ArrayBufferView, sourceType: number, target: ArrayBufferView, targetType: number): void;
+  mergeStates(
+    outs: readonly ArrayBufferView[],
+    lses: readonly Float32Array[],
+    type: number,
+    headDim: number,
+    out: ArrayBufferView,
+    lse: Float32Array,
+  ): void;
+}
+
+/** The package's folder: the nearest one up that holds package.json. */
+export function packageRoot(): string {
+  let folder = __dirname;
+  while (!existsSync(path.join(folder, 'package.json'))) folder = path.dirname(folder);
+  return folder;
+}
+
+interface Loaded {
+  native: Native;
+  path: string;
+}
+
+let loaded: Loaded | undefined;
+
+function load(): Loaded {
+  const root = packageRoot();
+  try {
+    const find = require('node-gyp-build') as ((folder: string) => Native) & { resolve(folder: string): string };
+    const file = find.resolve(root);
+    const native = find(root);
+    native.setErrorClass(LeanAttentionError);
+    return { native, path: file };
+  } catch (error) {
+    const found = `${process.platform}-${process.arch}, Node ${process.versions.node}`;
+    throw new LeanAttentionError(
+      'NATIVE_LOAD_FAILED',
+      `The native addon of lean-attention did not load.
+  Found:    ${found}, package at ${root}
+  Required: a prebuilt addon for this platform, or one built from source (CMake 3.21 or newer and a C++20 compiler)
+  To mend:  node ${path.join(root, 'scripts', 'build.cjs')}
+  Reason:   ${error instanceof Error ? error.message.split('\n')[0] : String(error)}`,
+    );
+  }
+}
+
+/** The addon, loaded at first use, so that importing the package never throws. */
+export function native(): Native {
+  loaded ??= load();
+  return loaded.native;
+}
+
+/** Where the addon was found. */
+export function nativePath(): string {
+  native();
+  return loaded?.path ?? '';
+}

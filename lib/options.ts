@@ -1,0 +1,75 @@
+// The options of a decode call, and the only place where defaults are written down.
+import type { Tensor } from './tensor';
+
+/** How a batch is cut into work. 'lean' is the fast one; the others are there to compare with. */
+export type Strategy = 'lean' | 'fixed-split' | 'flash-attention-2';
+
+/** Order of a cache's axes: tokens before heads ('NHD'), or heads before tokens ('HND'). */
+export type Layout = 'NHD' | 'HND';
+
+export const STRATEGIES: readonly Strategy[] = ['lean', 'fixed-split', 'flash-attention-2'];
+export const LAYOUTS: readonly Layout[] = ['NHD', 'HND'];
+
+/** The numbers of csrc/core/schedule.h. */
+export const STRATEGY_CODES: Readonly<Record<Strategy, number>> = { lean: 0, 'fixed-split': 1, 'flash-attention-2': 2 };
+
+/** How the work is cut. Changes speed and, by rounding, the last bits of the result; nothing else. */
+export interface ScheduleOptions {
+  /** Default: 'lean'. */
+  strategy?: Strategy;
+  /** Workers to cut the work for, 1 to 1,048,576. Default: what the device runs at once. */
+  workers?: number;
+  /** For 'fixed-split': parts per output tile. Default: FlashAttention-2's rule. */
+  splits?: number;
+}
+
+export interface DecodeOptions extends ScheduleOptions {
+  /**
+   * Queries, [batch, numQueryHeads, headDim] or [batch, queryLen, numQueryHeads, headDim]; f32, f16 or bf16. headDim is a
+   * multiple of 8 up to 512, queryLen 1 to 16. Of several queries, query i of n sees positions up to
+   * contextLength - n + i (causal).
+   */
+  q: Tensor;
+  /**
+   * Keys; f32, f16 or bf16. Contiguous: [batch, capacity, numKvHeads, headDim]; paged:
+   * [numPages, pageTokens, numKvHeads, headDim]; with layout 'HND' the middle two change places. headDim has stride 1,
+   * the other strides are free. numQueryHeads is a multiple of numKvHeads.
+   */
+  k: Tensor;
+  /** Values: shape and type of `k`, strides of its own. */
+  v: Tensor;
+  /** Default: 'NHD'. */
+  layout?: Layout;
+  /** Tokens of each sequence, [batch], 0 allowed. Default: the whole capacity. Copied when the call is made. */
+  contextLengths?: Int32Array | readonly number[];
+  /**
+   * Makes the cache paged: the page index of each sequence's n-th page, [batch, maxPages] row by row, or one list a
+   * sequence. Entries past a context are ignored. Copied when the call is made.
+   */
+  pageTable?: Int32Array | readonly (readonly number[])[];
+  /** Softmax scale. Default: 1 / sqrt(headDim). */
+  scale?: number;
+  /** Where to write the output: q's shape and type, contiguous. Default: a new tensor. */
+  out?: Tensor;
+  /** Where to write the log-sum-exp: q's shape without headDim, f32, contiguous. Default: a new tensor. */
+  lse?: Tensor;
+}
+
+export interface DecodeResult {
+  /** Attention output, q's shape and type. 0 where nothing was attended to. */
+  out: Tensor;
+  /** Natural logarithm of the sum of exp(score), q's shape without headDim, f32. -infinity where nothing was attended to. */
+  lse: Tensor;
+}
+
+export const DEFAULTS = {
+  strategy: 'lean' as Strategy,
+  layout: 'NHD' as Layout,
+  /** 0: the device decides. */
+  workers: 0,
+  /** 0: FlashAttention-2's rule decides. */
+  splits: 0,
+  scale: (headDim: number): number => 1 / Math.sqrt(headDim),
+} as const;
+
+export const LIMITS = { headDim: 512, queryLen: 16, workers: 1 << 20, splits: 1 << 20, int32: 2 ** 31 - 1 } as const;

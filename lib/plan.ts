@@ -1,0 +1,175 @@
+// A plan: one batch's contexts cut into work, open to inspection, and reusable for every step with the same contexts.
+import { DTYPE_CODES, type DType } from './dtype';
+import { prepareLengths, prepareSchedule } from './decode';
+import type { NativeDevice, NativePlan, NativePlanRequest } from './native';
+import { type DecodeOptions, type DecodeResult, LIMITS, type ScheduleOptions, STRATEGIES, type Strategy } from './options';
+import { expectInteger, expectObject, expectOneOf } from './validate';
+
+/** What a plan is made from: shapes and lengths, no tensors. */
+export interface PlanOptions extends ScheduleOptions {
+  numQueryHeads: number;
+  numKvHeads: number;
+  headDim: number;
+  /** Queries a sequence, 1 to 16. Default: 1. */
+  queryLen?: number;
+  /** Type of K and V. Default: 'f16'. */
+  kvType?: DType;
+  /** Tokens of each sequence. */
+  contextLengths: Int32Array | readonly number[];
+}
+
+/** A piece of a worker's range: consecutive tokens of one output tile, which is one (sequence, kvHead) pair. */
+export interface Segment {
+  /** The worker that owns it; workers are numbered in the order in which they are dispatched. */
+  worker: number;
+  /** What runs the worker: workers go to the processor that comes free first. */
+  processor: number;
+  /** Tiles that the processor computes before this segment. */
+  start: number;
+  sequence: number;
+  kvHead: number;
+  /** Its tiles within the output tile, [tileBegin, tileEnd). */
+  tileBegin: number;
+  tileEnd: number;
+  /** Its context tokens, [tokenBegin, tokenEnd). */
+  tokenBegin: number;
+  tokenEnd: number;
+  /** Whether it is one of several that make up its output tile, so that the fix-up merges them. */
+  partial: boolean;
+  /** How many segments make up its output tile, 1 if it does alone. */
+  contributors: number;
+}
+
+/** What a plan takes from a decode call: the schedule and the lengths are its own. */
+export type PlanTensors = Omit<DecodeOptions, keyof ScheduleOptions | 'contextLengths'>;
+
+type Run<T> = (options: DecodeOptions, plan: { native: NativePlan; batch: number }) => T;
+
+/** Made by `device.plan(…)`. */
+export class Plan {
+  readonly strategy: Strategy;
+  readonly #device: () => NativeDevice;
+  readonly #run: { decode: Run<Promise<DecodeResult>>; decodeSync: Run<DecodeResult> };
+  readonly #request: NativePlanRequest;
+  readonly #rows: number;
+  #native: NativePlan;
+  #lengths: Int32Array;
+  #summary: ReturnType<NativePlan['summary']>;
+
+  /** @internal */
+  constructor(
+    options: PlanOptions,
+    device: () => NativeDevice,
+    run: { decode: Run<Promise<DecodeResult>>; decodeSync: Run<DecodeResult> },
+  ) {
+    expectObject('options', options);
+    const numKvHeads = expectInteger('numKvHeads', options.numKvHeads, 1, LIMITS.int32);
+    const numQueryHeads = expectInteger('numQueryHeads', options.numQueryHeads, 1, LIMITS.int32);
+    if (numQueryHeads % numKvHeads !== 0) {
+      throw new RangeError(`Expected \`numQueryHeads\` to be a multiple of numKvHeads ${numKvHeads}, got ${numQueryHeads}`);
+    }
+    const headDim = expectInteger('headDim', options.headDim, 8, LIMITS.headDim);
+    if (headDim % 8 !== 0) throw new RangeError(`Expected \`headDim\` to be a multiple of 8, got ${headDim}`);
+    const queryLen = expectInteger('queryLen', options.queryLen ?? 1, 1, LIMITS.queryLen);
+    const kvType = expectOneOf('kvType', options.kvType ?? 'f16', ['f32', 'f16', 'bf16']);
+    const schedule = prepareSchedule(options);
+    this.#device = device;
+    this.#run = run;
+    this.#rows = (numQueryHeads / numKvHeads) * queryLen;
+    this.#lengths = Int32Array.from(prepareLengths(options.contextLengths));
+    this.#request = { contextLengths: this.#lengths, numKvHeads, headDim, kvType: DTYPE_CODES[kvType], ...schedule };
+    this.#native = device().plan(this.#request);
+    this.#summary = this.#native.summary();
+    this.strategy = STRATEGIES[schedule.strategy];
+  }
+
+  /** Cuts the plan anew for other context lengths, of as many sequences or more or fewer. */
+  update(contextLengths: Int32Array | readonly number[]): void {
+    const lengths = Int32Array.from(prepareLengths(contextLengths));
+    this.#native = this.#device().plan({ ...this.#request, contextLengths: lengths });
+    this.#lengths = lengths;
+    this.#summary = this.#native.summary();
+  }
+
+  /** Tokens of each sequence. */
+  get contextLengths(): Int32Array {
+    return this.#lengths.slice();
+  }
+  /** Workers that the work was cut for. */
+  get workers(): number {
+    return this.#summary.workers;
+  }
+  /** Parts per output tile of 'fixed-split', else 1. */
+  get splits(): number {
+    return this.#summary.splits;
+  }
+  /** Context tokens of a LeanTile, the unit of work. */
+  get tileTokens(): number {
+    return this.#summary.tileTokens;
+  }
+  /** LeanTiles in all. */
+  get numTiles(): number {
+    return this.#summary.numTiles;
+  }
+  /** Tiles of the processor that works longest. */
+  get makespan(): number {
+    return this.#summary.makespan;
+  }
+  /** The least makespan that any schedule could reach. */
+  get idealMakespan(): number {
+    return this.#summary.idealMakespan;
+  }
+  /** 1 is perfect. */
+  get makespanOverIdeal(): number {
+    return this.idealMakespan === 0 ? 1 : this.makespan / this.idealMakespan;
+  }
+  /** Scratch memory that a call with this plan uses. */
+  get workspaceBytes(): number {
+    return this.#device().workspaceBytes(this.#native, this.#rows, this.#request.headDim);
+  }
+
+  /** Every segment, worker by worker. */
+  segments(): Segment[] {
+    const FIELDS = 10; // in the order of csrc/binding/plan.cpp
+    const flat = this.#native.segments();
+    return Array.from({ length: flat.length / FIELDS }, (_, index) => {
+      const [worker, processor, start, sequence, kvHead, tileBegin, tileEnd, , , contributors] = flat.subarray(index * FIELDS);
+      return {
+        worker,
+        processor,
+        start,
+        sequence,
+        kvHead,
+        tileBegin,
+        tileEnd,
+        tokenBegin: tileBegin * this.tileTokens,
+        tokenEnd: Math.min(tileEnd * this.tileTokens, this.#lengths[sequence]),
+        partial: contributors > 1,
+        contributors,
+      };
+    });
+  }
+
+  /** Like `device.decode`, with this plan's schedule and lengths. */
+  decode(tensors: PlanTensors): Promise<DecodeResult> {
+    return this.#run.decode({ ...tensors, contextLengths: this.#lengths }, this.#handle());
+  }
+
+  /** Like `device.decodeSync`, with this plan's schedule and lengths. */
+  decodeSync(tensors: PlanTensors): DecodeResult {
+    return this.#run.decodeSync({ ...tensors, contextLengths: this.#lengths }, this.#handle());
+  }
+
+  #handle(): { native: NativePlan; batch: number } {
+    return { native: this.#native, batch: this.#lengths.length };
+  }
+
+  /** One line for logs. */
+  toString(): string {
+    const splits = this.strategy === 'fixed-split' ? ` x ${this.splits} splits` : '';
+    return (
+      `${this.strategy}${splits}: ${this.numTiles} tiles of ${this.tileTokens} tokens for ${this.workers} workers, ` +
+      `makespan ${this.makespan} (ideal ${this.idealMakespan}, x${this.makespanOverIdeal.toFixed(2)})`
+    );
+  }
+}

@@ -1,0 +1,42 @@
+// Merging results that were computed in parts.
+import { DTYPE_CODES } from './dtype';
+import { native } from './native';
+import type { DecodeResult } from './options';
+import { convert, isContiguous, numElements, type Tensor, zeros } from './tensor';
+import { describe } from './validate';
+
+/**
+ * Merges decode results of the same queries over disjoint parts of a context into the result over all of them, exactly up
+ * to rounding. Parts merge in the order given, so the same parts give the same bits. A part with lse -infinity is empty.
+ *
+ * @param states Results with `out` [..., headDim] of one shape and type, and `lse` [...] of f32.
+ */
+export function mergeStates(states: readonly DecodeResult[]): DecodeResult {
+  if (!Array.isArray(states)) throw new TypeError(`Expected \`states\` to be an array, got ${describe(states)}`);
+  if (states.length === 0) throw new RangeError('Expected `states` to hold at least one result, got none');
+  const first: Tensor = states[0].out;
+  for (const [index, { out, lse }] of (states as readonly DecodeResult[]).entries()) {
+    expectShape(`states[${index}].out`, out, first.shape, first.dtype);
+    expectShape(`states[${index}].lse`, lse, first.shape.slice(0, -1), 'f32');
+  }
+  const result = { out: zeros(first.shape, first.dtype), lse: zeros(first.shape.slice(0, -1), 'f32') };
+  native().mergeStates(
+    states.map(({ out }) => contiguousData(out)),
+    states.map(({ lse }) => contiguousData(lse) as Float32Array),
+    DTYPE_CODES[first.dtype],
+    first.shape[first.shape.length - 1],
+    result.out.data,
+    result.lse.data as Float32Array,
+  );
+  return result;
+}
+
+const contiguousData = (t: Tensor): Tensor['data'] =>
+  isContiguous(t) ? t.data.subarray(0, numElements(t.shape)) : convert(t, t.dtype).data;
+
+function expectShape(name: string, t: Tensor, shape: readonly number[], dtype: Tensor['dtype']): void {
+  if (t?.dtype !== dtype) throw new TypeError(`Expected \`${name}\` dtype to be '${dtype}', got ${describe(t?.dtype)}`);
+  if (t.shape.length !== shape.length || t.shape.some((length, axis) => length !== shape[axis])) {
+    throw new RangeError(`Expected \`${name}\` shape to be [${shape.join(', ')}], got [${t.shape.join(', ')}]`);
+  }
+}

@@ -1,0 +1,133 @@
+// Tensors: typed arrays with an element type and a shape. Nothing is copied; views and strides are honoured.
+import { types } from 'node:util';
+import { DTYPE_CODES, type DType, isDType } from './dtype';
+import { native } from './native';
+import { describe, expectIntegers } from './validate';
+
+/** What tensors live in. float16 and bfloat16 are bit patterns in a Uint16Array (a Float16Array is viewed as one). */
+export type TensorData = Float32Array | Uint16Array;
+
+/** A view of numbers. Make one with `tensor`. */
+export interface Tensor {
+  readonly data: TensorData;
+  readonly dtype: DType;
+  /** Length of each axis. */
+  readonly shape: readonly number[];
+  /** Elements from one index to the next, for each axis. */
+  readonly strides: readonly number[];
+}
+
+export interface TensorOptions {
+  /** Default: 'f32' over a Float32Array, 'f16' over a Float16Array. A Uint16Array needs it said. */
+  dtype?: DType;
+  /** In elements, for each axis; default: contiguous, the last axis fastest. */
+  strides?: readonly number[];
+}
+
+/** Strides of a contiguous tensor. */
+export function contiguousStrides(shape: readonly number[]): number[] {
+  const strides = new Array<number>(shape.length);
+  let step = 1;
+  for (let axis = shape.length - 1; axis >= 0; axis--) {
+    strides[axis] = step;
+    step *= shape[axis];
+  }
+  return strides;
+}
+
+export function numElements(shape: readonly number[]): number {
+  return shape.reduce((product, length) => product * length, 1);
+}
+
+export function isContiguous(t: Tensor): boolean {
+  const expected = contiguousStrides(t.shape);
+  return t.shape.every((length, axis) => length <= 1 || t.strides[axis] === expected[axis]);
+}
+
+/** Elements from a tensor's first one to past its last. */
+export function extent(shape: readonly number[], strides: readonly number[]): number {
+  if (shape.includes(0)) return 0;
+  return 1 + shape.reduce((reach, length, axis) => reach + (length - 1) * (strides[axis]), 0);
+}
+
+const isFloat16Array = (value: unknown): value is ArrayBufferView =>
+  ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === '[object Float16Array]';
+
+/**
+ * A tensor over `data`, from its first element on: pass `data.subarray(…)` to start elsewhere.
+ *
+ * @param data Float32Array for f32; Uint16Array (or Float16Array where there is one) for f16 and bf16 bit patterns.
+ * @param shape Length of each axis; 0 is allowed.
+ * @throws TypeError for a wrong kind of data or dtype; RangeError for a shape that `data` cannot hold.
+ */
+export function tensor(data: TensorData, shape: readonly number[], options: TensorOptions = {}): Tensor {
+  let values: TensorData;
+  let dtype = options.dtype;
+  if (types.isFloat32Array(data)) {
+    dtype ??= 'f32';
+    values = data;
+  } else if (isFloat16Array(data)) {
+    dtype ??= 'f16';
+    const view = data as ArrayBufferView;
+    values = new Uint16Array(view.buffer as ArrayBuffer, view.byteOffset, view.byteLength / 2);
+  } else if (types.isUint16Array(data)) {
+    if (dtype === undefined) {
+      throw new TypeError("Expected `dtype` 'f16' or 'bf16' for a Uint16Array, which holds bit patterns of either, got undefined");
+    }
+    values = data;
+  } else {
+    throw new TypeError(`Expected \`data\` to be a Float32Array or a Uint16Array, got ${describe(data)}`);
+  }
+  if (!isDType(dtype)) throw new TypeError(`Expected \`dtype\` to be 'f32', 'f16' or 'bf16', got ${describe(dtype)}`);
+  if ((dtype === 'f32') !== types.isFloat32Array(values)) {
+    throw new TypeError(
+      `Expected \`data\` to be a ${dtype === 'f32' ? 'Float32Array' : 'Uint16Array'} for dtype '${dtype}', got ${describe(data)}`,
+    );
+  }
+  const lengths = expectIntegers('shape', shape, 0);
+  const strides = options.strides === undefined ? contiguousStrides(lengths) : expectIntegers('strides', options.strides, 0);
+  if (strides.length !== lengths.length) {
+    throw new RangeError(`Expected \`strides\` to have an entry for each of the ${lengths.length} axes, got ${strides.length}`);
+  }
+  const needed = extent(lengths, strides);
+  if (needed > values.length) {
+    throw new RangeError(
+      `Expected \`data\` to hold ${needed} elements for shape [${lengths.join(', ')}], got ${values.length}`,
+    );
+  }
+  return { data: values, dtype, shape: Object.freeze(lengths), strides: Object.freeze(strides) };
+}
+
+/** A contiguous tensor of zeros. */
+export function zeros(shape: readonly number[], dtype: DType): Tensor {
+  const count = numElements(expectIntegers('shape', shape, 0));
+  return tensor(dtype === 'f32' ? new Float32Array(count) : new Uint16Array(count), shape, { dtype });
+}
+
+/** The elements of a strided tensor, in order, in one contiguous array. */
+function gather(source: Tensor): TensorData {
+  const { data, shape, strides } = source;
+  const target = types.isFloat32Array(data) ? new Float32Array(numElements(shape)) : new Uint16Array(numElements(shape));
+  const index = new Array<number>(shape.length).fill(0);
+  let offset = 0;
+  for (let i = 0; i < target.length; i++) {
+    target[i] = data[offset];
+    for (let axis = shape.length - 1; axis >= 0; axis--) {
+      offset += strides[axis];
+      index[axis] = (index[axis]) + 1;
+      if ((index[axis]) < (shape[axis])) break;
+      offset -= (strides[axis]) * (shape[axis]);
+      index[axis] = 0;
+    }
+  }
+  return target;
+}
+
+/** A contiguous copy in another element type, rounded to nearest, ties to even. */
+export function convert(source: Tensor, dtype: DType): Tensor {
+  if (!isDType(dtype)) throw new TypeError(`Expected \`dtype\` to be 'f32', 'f16' or 'bf16', got ${describe(dtype)}`);
+  const values = isContiguous(source) ? source.data.subarray(0, numElements(source.shape)) : gather(source);
+  const target = zeros(source.shape, dtype);
+  native().convert(values, DTYPE_CODES[source.dtype], target.data, DTYPE_CODES[dtype]);
+  return target;
+}

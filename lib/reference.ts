@@ -43,7 +43,11 @@ export function referenceDecode(options: DecodeOptions): ReferenceResult {
       for (let query = 0; query < queryLen; ++query) {
         for (let head = kvHead * groupSize; head < (kvHead + 1) * groupSize; ++head) {
           const values = new Float64Array(headDim);
-          readQuery(values, sequence * queryStrides[0] + query * queryStrides[1] + head * queryStrides[2], queryStrides[3]);
+          readQuery(
+            values,
+            sequence * queryStrides[0] + query * queryStrides[1] + head * queryStrides[2],
+            queryStrides[3],
+          );
           const visible = Math.max(0, context - queryLen + query + 1);
           const index = (sequence * queryLen + query) * numQueryHeads + head;
           queries.push({ values, visible, index, scores: new Float64Array(visible) });

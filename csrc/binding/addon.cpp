@@ -78,7 +78,9 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<Environment>(environment);
   environment->device_class = Napi::Persistent(NativeDevice::define(env));
   environment->plan_class = Napi::Persistent(NativePlan::define(env));
-  const auto add = [&](const char* name, auto function) { exports.Set(name, Napi::Function::New(env, function, name)); };
+  const auto add = [&](const char* name, auto function) {
+    exports.Set(name, Napi::Function::New(env, function, name));
+  };
   add("setErrorClass", set_error_class);
   add("openCpu", open_cpu);
   add("openCuda", open_cuda);

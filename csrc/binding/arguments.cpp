@@ -61,7 +61,8 @@ double number(const Napi::Object& object, const char* name) {
 int64_t integer(const Napi::Object& object, const char* name) {
   const double value = number(object, name);
   constexpr double kMaxSafeInteger = 9007199254740991.0;
-  if (!(value >= -kMaxSafeInteger && value <= kMaxSafeInteger) || value != static_cast<double>(static_cast<int64_t>(value)))
+  if (!(value >= -kMaxSafeInteger && value <= kMaxSafeInteger) ||
+      value != static_cast<double>(static_cast<int64_t>(value)))
     refuse("Expected " + std::string(name) + " to be an integer, got " + std::to_string(value));
   return static_cast<int64_t>(value);
 }
@@ -89,8 +90,8 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
   request.splits = integer(object, "splits");
   request.num_kv_heads = int32(object, "numKvHeads");
   constexpr int64_t kMaxWorkers = 1 << 20;
-  if (request.processors < 1 || request.processors > kMaxWorkers || request.splits < 0 || request.splits > kMaxWorkers ||
-      request.num_kv_heads < 1)
+  if (request.processors < 1 || request.processors > kMaxWorkers || request.splits < 0 ||
+      request.splits > kMaxWorkers || request.num_kv_heads < 1)
     refuse("Expected workers from 1 to 1048576, splits from 0 to 1048576 and at least one KV head");
   request.tile_tokens = backend.tile_tokens(int32(object, "headDim"), dtype(object.Get("kvType")));
   return request;
@@ -106,9 +107,10 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
   };
   auto call = std::make_shared<DecodeCall>();
   const Napi::Value plan = object.Get("plan");
-  call->plan = plan.IsObject() ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
-                               : std::make_shared<const Plan>(plan_request(object, backend),
-                                                              int32_values(object.Get("contextLengths"), "contextLengths"));
+  call->plan = plan.IsObject()
+                   ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
+                   : std::make_shared<const Plan>(plan_request(object, backend),
+                                                  int32_values(object.Get("contextLengths"), "contextLengths"));
   const Napi::Value table = object.Get("pageTable");
   if (table.IsObject()) call->page_table = int32_values(table, "pageTable");
 
@@ -124,7 +126,8 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
   params.page_tokens = int32(object, "pageTokens");
   params.max_pages = int32(object, "maxPages");
   params.scale = static_cast<float>(number(object, "scale"));
-  params.q_strides = {integer(object, "qSequenceStride"), integer(object, "qQueryStride"), integer(object, "qHeadStride")};
+  params.q_strides = {integer(object, "qSequenceStride"), integer(object, "qQueryStride"),
+                      integer(object, "qHeadStride")};
   params.k_strides = cache_strides(object, "kPageStride", "kTokenStride", "kHeadStride");
   params.v_strides = cache_strides(object, "vPageStride", "vTokenStride", "vHeadStride");
 
@@ -132,9 +135,9 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
     refuse("Expected `contextLengths` to hold " + std::to_string(params.batch) + " lengths, got " +
            std::to_string(call->plan->context_lengths().size()));
   if (table.IsObject() && static_cast<int64_t>(call->page_table.size()) != int64_t{params.batch} * params.max_pages)
-    refuse("Expected `pageTable` to hold batch x maxPages = " +
-           std::to_string(int64_t{params.batch} * params.max_pages) + " entries, got " +
-           std::to_string(call->page_table.size()));
+    refuse(
+        "Expected `pageTable` to hold batch x maxPages = " + std::to_string(int64_t{params.batch} * params.max_pages) +
+        " entries, got " + std::to_string(call->page_table.size()));
   params.context_lengths = call->plan->context_lengths().data();
   params.page_table = table.IsObject() ? call->page_table.data() : nullptr;
 

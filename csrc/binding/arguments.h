@@ -23,6 +23,7 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend);
 std::vector<int32_t> int32_values(const Napi::Value& value, const char* name);
 
 // A complete, checked call. `pinned` receives the objects whose memory it uses.
-std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend, std::vector<Napi::Object>& pinned);
+std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
+                                        std::vector<Napi::Object>& pinned);
 
 }  // namespace lean::binding

@@ -11,8 +11,8 @@ Napi::Function NativeDevice::define(Napi::Env env) {
   return DefineClass(
       env, "NativeDevice",
       {InstanceMethod<&NativeDevice::describe>("describe"), InstanceMethod<&NativeDevice::plan>("plan"),
-       InstanceMethod<&NativeDevice::workspace_bytes>("workspaceBytes"), InstanceMethod<&NativeDevice::decode>("decode"),
-       InstanceMethod<&NativeDevice::decode_async>("decodeAsync"),
+       InstanceMethod<&NativeDevice::workspace_bytes>("workspaceBytes"),
+       InstanceMethod<&NativeDevice::decode>("decode"), InstanceMethod<&NativeDevice::decode_async>("decodeAsync"),
        InstanceMethod<&NativeDevice::time_read>("timeRead"), InstanceMethod<&NativeDevice::close>("close")});
 }
 
@@ -47,8 +47,8 @@ Napi::Value NativeDevice::plan(const Napi::CallbackInfo& info) {
     std::vector<int32_t> lengths = int32_values(options.Get("contextLengths"), "contextLengths");
     for (size_t i = 0; i < lengths.size(); ++i)
       if (lengths[i] < 0)
-        throw Error(ErrorCode::kInvalidArgument, "Expected `contextLengths`[" + std::to_string(i) + "] to be 0 or more, got " +
-                                                     std::to_string(lengths[i]));
+        throw Error(ErrorCode::kInvalidArgument, "Expected `contextLengths`[" + std::to_string(i) +
+                                                     "] to be 0 or more, got " + std::to_string(lengths[i]));
     return NativePlan::create(info.Env(),
                               std::make_shared<const Plan>(plan_request(options, backend()), std::move(lengths)));
   });

@@ -11,19 +11,23 @@ namespace {
 
 const char* code_name(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kOutOfMemory: return "OUT_OF_MEMORY";
-    case ErrorCode::kCudaUnavailable: return "CUDA_UNAVAILABLE";
-    case ErrorCode::kDeviceLost: return "DEVICE_LOST";
-    case ErrorCode::kCancelled: return "CANCELLED";
-    case ErrorCode::kInvalidArgument: break;
+    case ErrorCode::kOutOfMemory:
+      return "OUT_OF_MEMORY";
+    case ErrorCode::kCudaUnavailable:
+      return "CUDA_UNAVAILABLE";
+    case ErrorCode::kDeviceLost:
+      return "DEVICE_LOST";
+    case ErrorCode::kCancelled:
+      return "CANCELLED";
+    case ErrorCode::kInvalidArgument:
+      break;
   }
   return "INTERNAL";
 }
 
 }  // namespace
 
-Environment::Environment(Napi::Env env)
-    : env_(env), ended_(EndedFunction::New(env, "lean-attention", 0, 1, this)) {
+Environment::Environment(Napi::Env env) : env_(env), ended_(EndedFunction::New(env, "lean-attention", 0, 1, this)) {
   ended_.Unref(env);  // only calls in flight keep the process alive
   // Hooks run last in, first out: this one before the thread-safe function's own, and before any buffer is freed.
   env.AddCleanupHook([this] { close(); });
@@ -41,7 +45,8 @@ Napi::Error Environment::to_js(std::exception_ptr error) {
     if (e.code() == ErrorCode::kInvalidArgument) return Napi::RangeError::New(env_, e.what());
     return make(code_name(e.code()), e.what());
   } catch (const std::bad_alloc&) {
-    return make("OUT_OF_MEMORY", "Not enough memory for the workspace of this call: use fewer workers or smaller batches");
+    return make("OUT_OF_MEMORY",
+                "Not enough memory for the workspace of this call: use fewer workers or smaller batches");
   } catch (const std::exception& e) {
     return make("INTERNAL", e.what());
   }

@@ -27,9 +27,10 @@ class Environment {
   // The JavaScript error for a native one: RangeError for a caller's mistake, else LeanAttentionError with a code.
   Napi::Error to_js(std::exception_ptr error);
 
-  // Starts an asynchronous call. `pinned` (the typed arrays it reads and writes) and the backend stay alive until it has
-  // ended, whatever JavaScript drops or disposes meanwhile.
-  Napi::Promise start(std::shared_ptr<Backend> backend, std::shared_ptr<DecodeCall> call, std::vector<Napi::Object> pinned);
+  // Starts an asynchronous call. `pinned` (the typed arrays it reads and writes) and the backend stay alive until it
+  // has ended, whatever JavaScript drops or disposes meanwhile.
+  Napi::Promise start(std::shared_ptr<Backend> backend, std::shared_ptr<DecodeCall> call,
+                      std::vector<Napi::Object> pinned);
 
   Napi::FunctionReference device_class;
   Napi::FunctionReference plan_class;

@@ -5,8 +5,9 @@
 namespace lean::binding {
 
 Napi::Function NativePlan::define(Napi::Env env) {
-  return DefineClass(env, "NativePlan",
-                     {InstanceMethod<&NativePlan::summary>("summary"), InstanceMethod<&NativePlan::segments>("segments")});
+  return DefineClass(
+      env, "NativePlan",
+      {InstanceMethod<&NativePlan::summary>("summary"), InstanceMethod<&NativePlan::segments>("segments")});
 }
 
 Napi::Object NativePlan::create(Napi::Env env, std::shared_ptr<const Plan> plan) {

@@ -1,7 +1,7 @@
 // The parameters of one decode call: what a backend, its kernels and the tests all receive.
 //
-// Strides count elements. The head dimension is contiguous everywhere (stride 1). A contiguous cache is a paged one whose
-// page is the whole capacity and whose page table is the identity, so one addressing rule serves both.
+// Strides count elements. The head dimension is contiguous everywhere (stride 1). A contiguous cache is a paged one
+// whose page is the whole capacity and whose page table is the identity, so one addressing rule serves both.
 #pragma once
 
 #include <cstdint>
@@ -21,17 +21,17 @@ struct QueryStrides {
 };
 
 struct CacheStrides {
-  int64_t page;   // contiguous cache: from one sequence to the next
+  int64_t page;  // contiguous cache: from one sequence to the next
   int64_t token;
   int64_t head;
 };
 
 struct DecodeParams {
-  const void* q;    // [batch, query_len, num_query_heads, head_dim] of q_type
-  const void* k;    // [num_pages, page_tokens, num_kv_heads, head_dim] of kv_type, axes in any order through k_strides
-  const void* v;    // as k, with v_strides
-  void* out;        // [batch, query_len, num_query_heads, head_dim] of q_type, contiguous
-  float* lse;       // [batch, query_len, num_query_heads], contiguous; natural logarithm
+  const void* q;  // [batch, query_len, num_query_heads, head_dim] of q_type
+  const void* k;  // [num_pages, page_tokens, num_kv_heads, head_dim] of kv_type, axes in any order through k_strides
+  const void* v;  // as k, with v_strides
+  void* out;      // [batch, query_len, num_query_heads, head_dim] of q_type, contiguous
+  float* lse;     // [batch, query_len, num_query_heads], contiguous; natural logarithm
   const int32_t* context_lengths;  // [batch]; 0 is allowed
   const int32_t* page_table;       // [batch, max_pages]; null: contiguous, page index = sequence
 
@@ -47,9 +47,9 @@ struct DecodeParams {
   int32_t num_query_heads;  // a multiple of num_kv_heads
   int32_t num_kv_heads;
   int32_t head_dim;
-  int32_t num_pages;        // contiguous: batch
-  int32_t page_tokens;      // contiguous: the capacity
-  int32_t max_pages;        // contiguous: 1
+  int32_t num_pages;    // contiguous: batch
+  int32_t page_tokens;  // contiguous: the capacity
+  int32_t max_pages;    // contiguous: 1
 
   float scale;  // softmax scale, natural base
 

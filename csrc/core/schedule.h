@@ -1,8 +1,8 @@
 // The schedule: which worker computes which LeanTiles, and how partial results find each other.
 //
-// One value type for the host, the device and the tests; integers only. The LeanTiles of all output tiles lie end to end:
-// sequence by sequence, within a sequence KV head by KV head, within an output tile in context order. Every worker owns
-// one contiguous range of them; a range crosses output tiles, and each crossing is a segment:
+// One value type for the host, the device and the tests; integers only. The LeanTiles of all output tiles lie end to
+// end: sequence by sequence, within a sequence KV head by KV head, within an output tile in context order. Every worker
+// owns one contiguous range of them; a range crosses output tiles, and each crossing is a segment:
 //
 //   output tiles   |---- 0 ----|-- 1 --|-------- 2 --------|
 //   workers        |  0  |  1  |  2  |  3  |  4  |  5  |  6 ...      worker 2: all of its range lies in output tile 1
@@ -73,9 +73,9 @@ struct Segment {
   int32_t kv_head;
   int64_t begin;
   int64_t end;
-  int64_t output_tiles;     // tiles of the whole output tile
-  int64_t first_worker;     // the first of the workers that contribute to it
-  int64_t num_contributors; // 1: this segment covers its output tile
+  int64_t output_tiles;      // tiles of the whole output tile
+  int64_t first_worker;      // the first of the workers that contribute to it
+  int64_t num_contributors;  // 1: this segment covers its output tile
 
   LEAN_HD bool covers_output() const { return num_contributors == 1; }
 };
@@ -89,8 +89,8 @@ struct Schedule {
   Strategy strategy;
   int64_t num_workers;  // workers that own tiles; none of their ranges is empty for lean and flash-attention-2
   int64_t num_tiles;
-  int64_t num_splits;   // fixed-split: workers per output tile, else 1
-  int64_t snap;         // lean: largest distance that a cut moves to an output tile's edge
+  int64_t num_splits;  // fixed-split: workers per output tile, else 1
+  int64_t snap;        // lean: largest distance that a cut moves to an output tile's edge
 
   // Scratch: a worker has at most two partials (the output tile it finishes and the one it leaves unfinished), and is
   // the first contributor of at most one output tile, whose arrivals it counts.
@@ -98,8 +98,8 @@ struct Schedule {
   LEAN_HD int64_t num_counters() const { return num_workers; }
 };
 
-// The slot of contributor `index` (0, 1, …) to the output tile whose first contributor is `first_worker`: only the first
-// starts at the output tile's start, so it leaves that output tile unfinished; every other finds it begun.
+// The slot of contributor `index` (0, 1, …) to the output tile whose first contributor is `first_worker`: only the
+// first starts at the output tile's start, so it leaves that output tile unfinished; every other finds it begun.
 LEAN_HD inline int64_t partial_slot(int64_t first_worker, int64_t index) {
   return index == 0 ? 2 * first_worker + 1 : 2 * (first_worker + index);
 }
@@ -121,11 +121,11 @@ LEAN_HD inline Schedule flash_attention_2_schedule(const TileMap& map) {
   return {Strategy::kFlashAttention2, map.num_outputs(), map.num_tiles(), 1, 0};
 }
 
-// FlashAttention-2's choice of splits for fixed-split: one if the output tiles already fill 80 % of the processors, else
-// the smallest count whose wave efficiency (waves / ceil(waves)) reaches 85 % of the best one. A count that cuts the
-// longest context into no shorter pieces than the count before it is passed over.
-// Worked example: 8 output tiles of 64 tiles, 132 processors. 16, 32 and 64 splits fill 97 % of their waves, the most
-// there is, so 82.4 % is enough: 14 splits would do (85 %) but leave pieces of 5 tiles as 13 do; 16 is the answer.
+// FlashAttention-2's choice of splits for fixed-split: one if the output tiles already fill 80 % of the processors,
+// else the smallest count whose wave efficiency (waves / ceil(waves)) reaches 85 % of the best one. A count that cuts
+// the longest context into no shorter pieces than the count before it is passed over. Worked example: 8 output tiles of
+// 64 tiles, 132 processors. 16, 32 and 64 splits fill 97 % of their waves, the most there is, so 82.4 % is enough: 14
+// splits would do (85 %) but leave pieces of 5 tiles as 13 do; 16 is the answer.
 LEAN_HD inline int64_t choose_num_splits(int64_t outputs, int64_t longest_tiles, int64_t processors) {
   constexpr int64_t kMaxSplits = 128;
   if (outputs <= 0 || longest_tiles <= 0 || outputs * 5 >= processors * 4) return 1;
@@ -186,8 +186,8 @@ LEAN_HD inline TileRange contributors(const Schedule& schedule, const Output& ou
 LEAN_HD inline TileRange worker_range(const Schedule& schedule, const TileMap& map, int64_t worker) {
   if (schedule.strategy == Strategy::kLean) return {cut(schedule, map, worker), cut(schedule, map, worker + 1)};
   const int64_t index = worker / schedule.num_splits;
-  const Output output = output_of(map, static_cast<int32_t>(index / map.num_kv_heads),
-                                  static_cast<int32_t>(index % map.num_kv_heads));
+  const Output output =
+      output_of(map, static_cast<int32_t>(index / map.num_kv_heads), static_cast<int32_t>(index % map.num_kv_heads));
   // A context of fewer tiles than splits uses as many splits as it has tiles: the first ones.
   const int64_t tiles = output.end - output.begin;
   const int64_t splits = tiles < schedule.num_splits ? tiles : schedule.num_splits;
@@ -208,8 +208,8 @@ LEAN_HD inline Segment segment_at(const Schedule& schedule, const TileMap& map, 
     workers.begin = (int64_t{output.sequence} * map.num_kv_heads + output.kv_head) * schedule.num_splits;
     workers.end = workers.begin + (tiles < schedule.num_splits ? tiles : schedule.num_splits);
   }
-  return {output.sequence, output.kv_head, begin - output.begin, end - output.begin, tiles, workers.begin,
-          workers.end - workers.begin};
+  return {output.sequence, output.kv_head, begin - output.begin,       end - output.begin,
+          tiles,           workers.begin,  workers.end - workers.begin};
 }
 
 // The work of one worker, segment by segment:  for (WorkCursor work(…); work.next(segment);) …

@@ -37,8 +37,7 @@ int usable_processors() {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(int threads, const TileCode& tile)
-      : tile_(tile), arenas_(static_cast<size_t>(threads)), pool_(threads) {}
+  CpuBackend(int threads, const TileCode& tile) : tile_(tile), arenas_(static_cast<size_t>(threads)), pool_(threads) {}
 
   std::string name() const override { return "cpu"; }
   std::string instruction_set() const override { return tile_.name; }
@@ -111,9 +110,7 @@ class CpuBackend final : public Backend {
   };
 
   // At least one task: empty contexts are written too.
-  static int64_t num_tasks(const DecodeCall& call) {
-    return std::max<int64_t>(1, call.plan->schedule().num_workers);
-  }
+  static int64_t num_tasks(const DecodeCall& call) { return std::max<int64_t>(1, call.plan->schedule().num_workers); }
 
   Arena& arena(Scratch& scratch, int thread) {
     return thread == pool_.num_threads() ? scratch.caller : arenas_[static_cast<size_t>(thread)];

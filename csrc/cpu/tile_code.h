@@ -1,8 +1,10 @@
 // The tile code, written once over a SIMD type (simd_*.h); each tile_*.cpp instantiates it for one instruction set.
 //
-// Three steps per LeanTile: scores = q k^T, weights = softmax step, acc += weights v. All rows of the group run against
-// each K and V row while it is in cache, so memory is read once for the group. Register blocks: kTokenBlock tokens x
-// kRowBlock rows for the scores, kDimBlock vectors x kRowBlock rows for the sum.
+// Three steps per LeanTile: scores = q k^T, weights = softmax step, acc += weights v. All rows of a group run against
+// each K and V row while it is in the L1 cache, so memory is read once for the group, and in the order of its
+// addresses: a few tokens, all heads of the bundle, the next few tokens. Prefetches mirror the loads, a fixed way
+// ahead. Register blocks: kTokenBlock tokens x kRowBlock rows for the scores, kDimBlock vectors x kRowBlock rows for
+// the sum.
 #pragma once
 
 #include "tile.h"
@@ -10,6 +12,9 @@
 namespace lean::cpu {
 
 #define LEAN_INLINE inline __attribute__((always_inline))
+#define LEAN_LAMBDA_INLINE __attribute__((always_inline))
+
+inline constexpr int32_t kCacheLine = 64;
 
 template <class Simd, class T>
 struct TileKernel {
@@ -17,68 +22,87 @@ struct TileKernel {
   static constexpr int32_t kLanes = Simd::kLanes;
 
   const TileFold& fold;
-  const int32_t stride;       // floats from one row's q or acc to the next
-  const int32_t whole;        // vectors that lie inside head_dim
-  const bool has_half;        // head_dim ends in half a vector
+  const int32_t stride;  // floats from one row's q or acc to the next
+  const int32_t whole;   // vectors that lie inside head_dim
+  const bool has_half;   // head_dim ends in half a vector
 
   explicit TileKernel(const TileFold& tile)
-      : fold(tile), stride(padded(tile.head_dim)), whole(tile.head_dim / kLanes), has_half(tile.head_dim % kLanes != 0) {}
+      : fold(tile),
+        stride(padded(tile.head_dim)),
+        whole(tile.head_dim / kLanes),
+        has_half(tile.head_dim % kLanes != 0) {}
 
-  LEAN_INLINE const T* k_row(int32_t token) const { return reinterpret_cast<const T*>(fold.k_rows[token] + fold.k_offset); }
-  LEAN_INLINE const T* v_row(int32_t token) const { return reinterpret_cast<const T*>(fold.v_rows[token] + fold.v_offset); }
+  LEAN_INLINE const T* at(const char* row, int32_t head) const {
+    return reinterpret_cast<const T*>(row + head * fold.head_bytes);
+  }
+  LEAN_INLINE int64_t bundle_row(int32_t head, int32_t row) const { return int64_t{head} * fold.rows + row; }
 
-  // Scores of R rows against kTokenBlock tokens. Past the last token the last one is read again; its scores are dropped.
+  static constexpr int32_t kLineVectors = kCacheLine / static_cast<int32_t>(sizeof(T)) / kLanes;  // vectors of a line
+
+  // sum[r][n] += q[r] . k[n] over one vector of the head dimension.
   template <int32_t R>
-  LEAN_INLINE void score_block(int32_t row, int32_t token) const {
+  static LEAN_INLINE void score_vector(const F* kv, const float* q, int32_t stride, F (*sum)[kTokenBlock]) {
+    for (int32_t r = 0; r < R; ++r) {
+      const F query = Simd::load(q + int64_t{r} * stride);
+      for (int32_t n = 0; n < kTokenBlock; ++n) sum[r][n] = Simd::fma(query, kv[n], sum[r][n]);
+    }
+  }
+
+  // Scores of R rows against kTokenBlock tokens. Past the last token the last one is read again; its scores are
+  // dropped.
+  template <int32_t R, bool kPrefetch>
+  LEAN_INLINE void score_block(int32_t head, int32_t row, int32_t token) const {
     const T* k[kTokenBlock];
-    for (int32_t n = 0; n < kTokenBlock; ++n) k[n] = k_row(token + n < fold.count ? token + n : fold.count - 1);
-    const float* q = fold.q + int64_t{row} * stride;
+    const T* ahead[kTokenBlock];
+    for (int32_t n = 0; n < kTokenBlock; ++n) {
+      const int32_t clamped = token + n < fold.count ? token + n : fold.count - 1;
+      k[n] = at(fold.k_rows[clamped], head);
+      ahead[n] = at(fold.k_ahead[clamped], head);
+    }
+    const float* q = fold.q + bundle_row(head, row) * stride;
     F sum[R][kTokenBlock];
     for (int32_t r = 0; r < R; ++r)
       for (int32_t n = 0; n < kTokenBlock; ++n) sum[r][n] = Simd::zero();
-    for (int32_t c = 0; c < whole; ++c) {
-      F kv[kTokenBlock];
+    F kv[kTokenBlock];
+    int32_t c = 0;
+    for (; c + kLineVectors <= whole; c += kLineVectors) {  // a cache line of each token
+      if (kPrefetch)
+        for (int32_t n = 0; n < kTokenBlock; ++n) __builtin_prefetch(ahead[n] + c * kLanes, 0, 3);
+      for (int32_t i = 0; i < kLineVectors; ++i) {
+        for (int32_t n = 0; n < kTokenBlock; ++n) kv[n] = Simd::load(k[n] + (c + i) * kLanes);
+        score_vector<R>(kv, q + (c + i) * kLanes, stride, sum);
+      }
+    }
+    for (; c < whole; ++c) {
       for (int32_t n = 0; n < kTokenBlock; ++n) kv[n] = Simd::load(k[n] + c * kLanes);
-      for (int32_t r = 0; r < R; ++r) {
-        const F query = Simd::load(q + int64_t{r} * stride + c * kLanes);
-        for (int32_t n = 0; n < kTokenBlock; ++n) sum[r][n] = Simd::fma(query, kv[n], sum[r][n]);
-      }
+      score_vector<R>(kv, q + c * kLanes, stride, sum);
     }
-    if (has_half)
-      for (int32_t n = 0; n < kTokenBlock; ++n) {
-        const F kv = Simd::load_half(k[n] + whole * kLanes);
-        for (int32_t r = 0; r < R; ++r)
-          sum[r][n] = Simd::fma(Simd::load(q + int64_t{r} * stride + whole * kLanes), kv, sum[r][n]);
-      }
+    if (has_half) {
+      for (int32_t n = 0; n < kTokenBlock; ++n) kv[n] = Simd::load_half(k[n] + c * kLanes);
+      score_vector<R>(kv, q + c * kLanes, stride, sum);
+    }
     for (int32_t r = 0; r < R; ++r)
-      Simd::store_sums(fold.scores + int64_t{row + r} * kTileTokens + token, sum[r], fold.scale);
-  }
-
-  template <int32_t R>
-  LEAN_INLINE void score_rows(int32_t row) const {
-    for (int32_t token = 0; token < fold.count; token += kTokenBlock) {
-      if (row == 0) fold.prefetch_k->step();
-      score_block<R>(row, token);
-    }
+      Simd::store_sums(fold.scores + bundle_row(head, row + r) * kTileTokens + token, sum[r], fold.scale);
   }
 
   // The softmax step of one row: raises the maximum, rescales what was summed, turns scores into weights.
   // Tokens that the row does not see get the weight 0 whatever their K holds.
-  LEAN_INLINE void weigh_row(int32_t row) const {
-    float* scores = fold.scores + int64_t{row} * kTileTokens;
+  LEAN_INLINE void weigh_row(int32_t head, int32_t row) const {
+    const int64_t index = bundle_row(head, row);
+    float* scores = fold.scores + index * kTileTokens;
     const int32_t visible = fold.visible ? fold.visible[row] : fold.count;
     const int32_t vectors = (fold.count + kLanes - 1) / kLanes;
     for (int32_t token = visible; token < vectors * kLanes; ++token) scores[token] = kNegInf;
     F highest = Simd::load(scores);
     for (int32_t i = 1; i < vectors; ++i) highest = Simd::max(highest, Simd::load(scores + i * kLanes));
-    SoftmaxState& state = fold.states[row];
+    SoftmaxState& state = fold.states[index];
     const float tile_max = Simd::reduce_max(highest);
     const float m = tile_max > state.m ? tile_max : state.m;
     if (m != state.m) {
       const float factor = rescale_factor(state.m, m);
       state.m = m;
       state.l *= factor;
-      float* acc = fold.acc + int64_t{row} * stride;
+      float* acc = fold.acc + index * stride;
       const F factors = Simd::set1(factor);
       for (int32_t d = 0; d < stride; d += kLanes) Simd::store(acc + d, Simd::mul(Simd::load(acc + d), factors));
     }
@@ -92,17 +116,21 @@ struct TileKernel {
     state.l += Simd::reduce_add(total);
   }
 
-  template <int32_t R, int32_t C, bool kHalf>
-  LEAN_INLINE void sum_block(int32_t row, int32_t dim) const {
-    float* acc = fold.acc + int64_t{row} * stride + dim;
-    const float* weights = fold.scores + int64_t{row} * kTileTokens;
-    const bool prefetches = row == 0 && dim == 0;
+  // acc += weights x V for R rows, C vectors of the head dimension and the tokens [begin, end).
+  template <int32_t R, bool kPrefetch, int32_t C, bool kHalf>
+  LEAN_INLINE void sum_block(int32_t head, int32_t row, int32_t dim, int32_t begin, int32_t end) const {
+    const int64_t index = bundle_row(head, row);
+    float* acc = fold.acc + index * stride + dim;
+    const float* weights = fold.scores + index * kTileTokens;
     F sum[R][C];
     for (int32_t r = 0; r < R; ++r)
       for (int32_t c = 0; c < C; ++c) sum[r][c] = Simd::load(acc + int64_t{r} * stride + c * kLanes);
-    for (int32_t token = 0; token < fold.count; ++token) {
-      if (prefetches && token % kTokenBlock == 0) fold.prefetch_v->step();
-      const T* v = v_row(token) + dim;
+    for (int32_t token = begin; token < end; ++token) {
+      const T* v = at(fold.v_rows[token], head) + dim;
+      if (kPrefetch) {
+        const T* ahead = at(fold.v_ahead[token], head) + dim;
+        for (int32_t c = 0; c < C; c += kLineVectors) __builtin_prefetch(ahead + c * kLanes, 0, 3);
+      }
       F kv[C];
       for (int32_t c = 0; c < C; ++c) kv[c] = kHalf ? Simd::load_half(v + c * kLanes) : Simd::load(v + c * kLanes);
       for (int32_t r = 0; r < R; ++r) {
@@ -114,27 +142,56 @@ struct TileKernel {
       for (int32_t c = 0; c < C; ++c) Simd::store(acc + int64_t{r} * stride + c * kLanes, sum[r][c]);
   }
 
-  template <int32_t R>
-  LEAN_INLINE void sum_rows(int32_t row) const {
+  template <int32_t R, bool kPrefetch>
+  LEAN_INLINE void sum_rows(int32_t head, int32_t row, int32_t begin, int32_t end) const {
     int32_t c = 0;
-    for (; c + Simd::kDimBlock <= whole; c += Simd::kDimBlock) sum_block<R, Simd::kDimBlock, false>(row, c * kLanes);
-    for (; c + 2 <= whole; c += 2) sum_block<R, 2, false>(row, c * kLanes);
-    for (; c < whole; ++c) sum_block<R, 1, false>(row, c * kLanes);
-    if (has_half) sum_block<R, 1, true>(row, c * kLanes);
+    for (; c + Simd::kDimBlock <= whole; c += Simd::kDimBlock)
+      sum_block<R, kPrefetch, Simd::kDimBlock, false>(head, row, c * kLanes, begin, end);
+    for (; c + 2 <= whole; c += 2) sum_block<R, kPrefetch, 2, false>(head, row, c * kLanes, begin, end);
+    for (; c < whole; ++c) sum_block<R, kPrefetch, 1, false>(head, row, c * kLanes, begin, end);
+    if (has_half) sum_block<R, kPrefetch, 1, true>(head, row, c * kLanes, begin, end);
   }
 
-  // Rows in blocks of kRowBlock, the rest one by one or in pairs.
-  LEAN_INLINE void run() const {
+  // All rows of a head, in blocks of kRowBlock, the rest in pairs or one by one. The first block prefetches for all.
+  template <class Block>
+  LEAN_INLINE void for_row_blocks(Block block) const {
+    constexpr int32_t kR = Simd::kRowBlock;
     int32_t row = 0;
-    for (; row + Simd::kRowBlock <= fold.rows; row += Simd::kRowBlock) score_rows<Simd::kRowBlock>(row);
-    for (; row + 2 <= fold.rows; row += 2) score_rows<2>(row);
-    for (; row < fold.rows; ++row) score_rows<1>(row);
-    for (row = 0; row < fold.rows; ++row) weigh_row(row);
-    row = 0;
-    for (; row + Simd::kRowBlock <= fold.rows; row += Simd::kRowBlock) sum_rows<Simd::kRowBlock>(row);
-    for (; row + 2 <= fold.rows; row += 2) sum_rows<2>(row);
-    for (; row < fold.rows; ++row) sum_rows<1>(row);
+    if (fold.rows >= kR) {
+      block(Rows<kR, true>{}, 0);
+      for (row = kR; row + kR <= fold.rows; row += kR) block(Rows<kR, false>{}, row);
+    } else if (fold.rows >= 2) {
+      block(Rows<2, true>{}, 0);
+      row = 2;
+    } else {
+      block(Rows<1, true>{}, 0);
+      row = 1;
+    }
+    for (; row + 2 <= fold.rows; row += 2) block(Rows<2, false>{}, row);
+    for (; row < fold.rows; ++row) block(Rows<1, false>{}, row);
   }
+
+  LEAN_INLINE void run() const {
+    for (int32_t token = 0; token < fold.count; token += kTokenBlock)
+      for (int32_t head = 0; head < fold.heads; ++head)
+        for_row_blocks([&](auto rows, int32_t row)
+                           LEAN_LAMBDA_INLINE { score_block<rows.kCount, rows.kPrefetch>(head, row, token); });
+    for (int32_t head = 0; head < fold.heads; ++head)
+      for (int32_t row = 0; row < fold.rows; ++row) weigh_row(head, row);
+    for (int32_t begin = 0; begin < fold.count; begin += fold.sum_tokens) {
+      const int32_t end = begin + fold.sum_tokens < fold.count ? begin + fold.sum_tokens : fold.count;
+      for (int32_t head = 0; head < fold.heads; ++head)
+        for_row_blocks([&](auto rows, int32_t row)
+                           LEAN_LAMBDA_INLINE { sum_rows<rows.kCount, rows.kPrefetch>(head, row, begin, end); });
+    }
+  }
+
+ private:
+  template <int32_t kCount_, bool kPrefetch_>
+  struct Rows {
+    static constexpr int32_t kCount = kCount_;
+    static constexpr bool kPrefetch = kPrefetch_;
+  };
 };
 
 template <class Simd, class T>

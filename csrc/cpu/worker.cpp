@@ -1,5 +1,5 @@
-// A worker's whole output tiles of one sequence are folded side by side, tile after tile, as a bundle: with heads next
-// to each other in memory (NHD), a head alone would be read with gaps, which costs up to half of the bandwidth. Which
+// A worker's whole output tiles of one sequence are folded side by side, as a bundle, where their heads lie next to
+// each other in memory (NHD): a head alone would be read with gaps, which costs up to half of the bandwidth. Which
 // output tiles are bundled changes the order in which work is done, never the arithmetic.
 #include "worker.h"
 
@@ -10,8 +10,13 @@ namespace lean::cpu {
 
 namespace {
 
-// K and V of a bundle's LeanTile, and as much again for the tile that is prefetched, share the L2 cache.
-constexpr int64_t kBundleBytes = 256 * 1024;
+// What a bundle may be: the run of memory that one token's heads make, and the accumulators that must stay in the L1.
+constexpr int64_t kBundleRunBytes = 4096;
+constexpr int64_t kBundleAccBytes = 16 * 1024;
+
+// How far ahead memory is prefetched, and how much V is summed for a head before the next head's turn.
+constexpr int64_t kPrefetchBytes = 16 * 1024;
+constexpr int64_t kSumBytes = 16 * 1024;
 
 // Neighbouring output tiles with the same tokens, or one segment.
 struct Bundle {
@@ -41,7 +46,8 @@ class Worker {
         arena_(arena),
         rows_(params_.rows()),
         stride_(padded(params_.head_dim)),
-        head_bytes_(params_.head_dim * dtype_size(params_.kv_type)) {}
+        head_bytes_(params_.head_dim * dtype_size(params_.kv_type)),
+        heads_adjacent_(params_.k_strides.head == params_.head_dim && params_.v_strides.head == params_.head_dim) {}
 
   void run(int64_t worker) {
     const Schedule& schedule = call_.plan->schedule();
@@ -63,8 +69,10 @@ class Worker {
 
  private:
   bool joins(const Bundle& bundle, const Segment& next) const {
-    return bundle.first.covers_output() && next.covers_output() && next.sequence == bundle.first.sequence &&
-           (bundle.num_heads + 1) * 2 * kTileTokens * head_bytes_ <= kBundleBytes;
+    const int64_t heads = bundle.num_heads + 1;
+    return heads_adjacent_ && bundle.first.covers_output() && next.covers_output() &&
+           next.sequence == bundle.first.sequence && heads * head_bytes_ <= kBundleRunBytes &&
+           heads * rows_ * stride_ * static_cast<int64_t>(sizeof(float)) <= kBundleAccBytes;
   }
 
   void run_bundle(const Bundle& bundle, int64_t worker) {
@@ -97,7 +105,7 @@ class Worker {
     arena_.q.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.acc.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.states.assign(rows, SoftmaxState{});
-    arena_.scores.resize(static_cast<size_t>(rows_) * kTileTokens);
+    arena_.scores.resize(rows * kTileTokens);
     arena_.visible.resize(static_cast<size_t>(rows_));
     for (int32_t head = 0; head < bundle.num_heads; ++head)
       for (int32_t row = 0; row < rows_; ++row) {
@@ -105,9 +113,15 @@ class Worker {
         const int64_t offset = query_offset(params_, bundle.first.sequence, at);
         float* out = query(head, row);
         switch (params_.q_type) {
-          case DType::kF32: widen_row<float>(params_.q, offset, params_.head_dim, out); break;
-          case DType::kF16: widen_row<Float16>(params_.q, offset, params_.head_dim, out); break;
-          case DType::kBF16: widen_row<BFloat16>(params_.q, offset, params_.head_dim, out); break;
+          case DType::kF32:
+            widen_row<float>(params_.q, offset, params_.head_dim, out);
+            break;
+          case DType::kF16:
+            widen_row<Float16>(params_.q, offset, params_.head_dim, out);
+            break;
+          case DType::kBF16:
+            widen_row<BFloat16>(params_.q, offset, params_.head_dim, out);
+            break;
         }
       }
   }
@@ -132,36 +146,45 @@ class Worker {
     }
   }
 
-  // Prefetches the rows of all the bundle's heads in `steps` steps; adjacent heads count as one long row.
-  Prefetch prefetch(const char* const* rows, int32_t count, int64_t head_stride, int32_t num_heads, int32_t steps) const {
-    Prefetch walk;
-    walk.rows = rows;
-    walk.num_rows = count;
-    walk.num_heads = count > 0 ? num_heads : 0;
-    walk.head_stride = head_stride;
-    int64_t row_bytes = head_bytes_;
-    if (head_stride == head_bytes_) {
-      walk.num_heads = count > 0 ? 1 : 0;
-      row_bytes *= num_heads;
-    }
-    walk.lines = static_cast<int32_t>((row_bytes + 63) / 64);
-    const int64_t lines = int64_t{walk.lines} * walk.num_rows * walk.num_heads;
-    walk.lines_per_step = static_cast<int32_t>((lines + steps - 1) / steps);
-    return walk;
+  void fold_tile(const Bundle& bundle, int64_t tile, int32_t length, const TileRows& current, const TileRows& next) {
+    const int64_t run_bytes = bundle.num_heads * head_bytes_;
+    const auto ahead = static_cast<int32_t>(std::clamp<int64_t>(kPrefetchBytes / run_bytes, kTokenBlock, kTileTokens));
+    const char* k_ahead[kTileTokens];
+    const char* v_ahead[kTileTokens];
+    look_ahead(current.k, current.count, current.v, current.count, ahead, k_ahead);
+    look_ahead(current.v, current.count, next.k, next.count, ahead, v_ahead);
+    TileFold fold;
+    fold.k_rows = current.k;
+    fold.v_rows = current.v;
+    fold.k_ahead = k_ahead;
+    fold.v_ahead = v_ahead;
+    fold.count = current.count;
+    fold.sum_tokens = static_cast<int32_t>(std::clamp<int64_t>(kSumBytes / run_bytes, kTokenBlock, kTileTokens));
+    fold.heads = bundle.num_heads;
+    fold.head_bytes = head_bytes_;
+    fold.rows = rows_;
+    fold.head_dim = params_.head_dim;
+    fold.visible = mask_rows(tile, length, current.count) ? arena_.visible.data() : nullptr;
+    fold.scale = params_.scale * kLog2E;
+    fold.q = query(0, 0);
+    fold.scores = arena_.scores.data();
+    fold.states = states(0);
+    fold.acc = acc(0);
+    fold_(fold);
   }
 
-  void fold_tile(const Bundle& bundle, int64_t tile, int32_t length, const TileRows& current, const TileRows& next) {
-    const int64_t size = dtype_size(params_.kv_type);
-    const int64_t k_step = params_.k_strides.head * size;
-    const int64_t v_step = params_.v_strides.head * size;
-    const int32_t steps = prefetch_steps(current.count) * bundle.num_heads;
-    Prefetch prefetch_k = prefetch(next.k, next.count, k_step, bundle.num_heads, steps);
-    Prefetch prefetch_v = prefetch(next.v, next.count, v_step, bundle.num_heads, steps);
-    const bool masked = mask_rows(tile, length, current.count);
-    for (int32_t head = 0; head < bundle.num_heads; ++head)
-      fold_(TileFold{current.k, current.v, head * k_step, head * v_step, current.count, rows_, params_.head_dim,
-                     masked ? arena_.visible.data() : nullptr, params_.scale * kLog2E, query(head, 0),
-                     arena_.scores.data(), states(head), acc(head), &prefetch_k, &prefetch_v});
+  // The stream is read rows first, then `after`; its end, prefetched again and again, stands in for what lies beyond.
+  static void look_ahead(const char* const* rows, int32_t count, const char* const* after, int32_t after_count,
+                         int32_t distance, const char** ahead) {
+    for (int32_t token = 0; token < count; ++token) {
+      const int32_t at = token + distance;
+      if (at < count)
+        ahead[token] = rows[at];
+      else if (after_count > 0)
+        ahead[token] = after[std::min(at - count, after_count - 1)];
+      else
+        ahead[token] = rows[count - 1];
+    }
   }
 
   // Tokens of this tile that each row sees; false: every row sees them all.
@@ -184,9 +207,15 @@ class Worker {
     const float* values = acc && state.l != 0.0f ? acc : kZeros;
     const int64_t offset = at * params_.head_dim;
     switch (params_.q_type) {
-      case DType::kF32: store_row<float>(params_.out, offset, params_.head_dim, values, finished.normalise); break;
-      case DType::kF16: store_row<Float16>(params_.out, offset, params_.head_dim, values, finished.normalise); break;
-      case DType::kBF16: store_row<BFloat16>(params_.out, offset, params_.head_dim, values, finished.normalise); break;
+      case DType::kF32:
+        store_row<float>(params_.out, offset, params_.head_dim, values, finished.normalise);
+        break;
+      case DType::kF16:
+        store_row<Float16>(params_.out, offset, params_.head_dim, values, finished.normalise);
+        break;
+      case DType::kBF16:
+        store_row<BFloat16>(params_.out, offset, params_.head_dim, values, finished.normalise);
+        break;
     }
   }
 
@@ -232,6 +261,7 @@ class Worker {
   const int32_t rows_;
   const int64_t stride_;      // floats from one row to the next
   const int64_t head_bytes_;  // bytes of one token's K (or V) of one head
+  const bool heads_adjacent_;
 };
 
 }  // namespace

@@ -18,8 +18,8 @@ struct CudaDevice {
 };
 
 struct CudaStatus {
-  bool built;                      // this addon holds CUDA kernels
-  std::string reason;              // why no device can be used, and what to do; empty when one can
+  bool built;          // this addon holds CUDA kernels
+  std::string reason;  // why no device can be used, and what to do; empty when one can
   std::vector<CudaDevice> devices;
 };
 

@@ -11,6 +11,8 @@ CudaStatus cuda_status() {
           {}};
 }
 
-std::shared_ptr<Backend> open_cuda(int) { throw Error(ErrorCode::kCudaUnavailable, "No CUDA device: " + cuda_status().reason); }
+std::shared_ptr<Backend> open_cuda(int) {
+  throw Error(ErrorCode::kCudaUnavailable, "No CUDA device: " + cuda_status().reason);
+}
 
 }  // namespace lean::cuda

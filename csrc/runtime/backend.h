@@ -19,8 +19,8 @@ namespace lean {
 // is made; K, V, Q and the outputs stay the caller's.
 struct DecodeCall {
   std::shared_ptr<const Plan> plan;
-  std::vector<int32_t> page_table;  // empty: contiguous
-  DecodeParams params;              // its context_lengths and page_table point into this call
+  std::vector<int32_t> page_table;               // empty: contiguous
+  DecodeParams params;                           // its context_lengths and page_table point into this call
   std::shared_ptr<std::atomic<bool>> cancelled;  // true: nobody waits for the result any more; may be null
 };
 
@@ -37,8 +37,8 @@ class Backend {
   virtual int32_t tile_tokens(int32_t head_dim, DType kv_type) const = 0;
   virtual size_t workspace_bytes(const Plan& plan, int32_t rows, int32_t head_dim) const = 0;
 
-  virtual void decode(const DecodeCall& call) = 0;                                   // blocks until done
-  virtual void submit(std::shared_ptr<const DecodeCall> call, Done done) = 0;        // returns at once
+  virtual void decode(const DecodeCall& call) = 0;                             // blocks until done
+  virtual void submit(std::shared_ptr<const DecodeCall> call, Done done) = 0;  // returns at once
 
   // Seconds that a plain read of these bytes takes with the threads that decode uses: the roofline.
   virtual double time_read(std::span<const std::span<const std::byte>> buffers) = 0;

@@ -8,11 +8,11 @@
 namespace lean {
 
 enum class ErrorCode {
-  kInvalidArgument,   // the caller's mistake: RangeError
-  kOutOfMemory,       // LeanAttentionError OUT_OF_MEMORY
-  kCudaUnavailable,   // LeanAttentionError CUDA_UNAVAILABLE
-  kDeviceLost,        // LeanAttentionError DEVICE_LOST
-  kCancelled,         // the environment is going away: nobody is left to hear of it
+  kInvalidArgument,  // the caller's mistake: RangeError
+  kOutOfMemory,      // LeanAttentionError OUT_OF_MEMORY
+  kCudaUnavailable,  // LeanAttentionError CUDA_UNAVAILABLE
+  kDeviceLost,       // LeanAttentionError DEVICE_LOST
+  kCancelled,        // the environment is going away: nobody is left to hear of it
 };
 
 class Error : public std::runtime_error {

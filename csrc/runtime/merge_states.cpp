@@ -33,11 +33,15 @@ void merge_typed(std::span<const FinishedPart> parts, int64_t rows, int64_t head
 
 }  // namespace
 
-void merge_states(std::span<const FinishedPart> parts, DType type, int64_t rows, int64_t head_dim, void* out, float* lse) {
+void merge_states(std::span<const FinishedPart> parts, DType type, int64_t rows, int64_t head_dim, void* out,
+                  float* lse) {
   switch (type) {
-    case DType::kF32: return merge_typed(parts, rows, head_dim, static_cast<float*>(out), lse);
-    case DType::kF16: return merge_typed(parts, rows, head_dim, static_cast<Float16*>(out), lse);
-    case DType::kBF16: return merge_typed(parts, rows, head_dim, static_cast<BFloat16*>(out), lse);
+    case DType::kF32:
+      return merge_typed(parts, rows, head_dim, static_cast<float*>(out), lse);
+    case DType::kF16:
+      return merge_typed(parts, rows, head_dim, static_cast<Float16*>(out), lse);
+    case DType::kBF16:
+      return merge_typed(parts, rows, head_dim, static_cast<BFloat16*>(out), lse);
   }
 }
 

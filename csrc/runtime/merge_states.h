@@ -14,6 +14,7 @@ struct FinishedPart {
 };
 
 // out [rows, head_dim] of `type` and lse [rows] may be those of a part. Parts merge in the order given.
-void merge_states(std::span<const FinishedPart> parts, DType type, int64_t rows, int64_t head_dim, void* out, float* lse);
+void merge_states(std::span<const FinishedPart> parts, DType type, int64_t rows, int64_t head_dim, void* out,
+                  float* lse);
 
 }  // namespace lean

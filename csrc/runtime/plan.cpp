@@ -18,9 +18,8 @@ Schedule make_schedule(const PlanRequest& request, const TileMap& map, int64_t l
     case Strategy::kFlashAttention2:
       return flash_attention_2_schedule(map);
     case Strategy::kFixedSplit: {
-      const int64_t splits = request.splits > 0
-                                 ? request.splits
-                                 : choose_num_splits(map.num_outputs(), longest_tiles, request.processors);
+      const int64_t splits =
+          request.splits > 0 ? request.splits : choose_num_splits(map.num_outputs(), longest_tiles, request.processors);
       return fixed_split_schedule(map, splits);
     }
     case Strategy::kLean:
@@ -45,16 +44,18 @@ Plan::Plan(const PlanRequest& request, std::vector<int32_t> context_lengths)
   first_tile_.reserve(context_lengths_.size() + 1);
   first_tile_.push_back(0);
   int64_t longest = 0;
+  // The cuts are products of a worker and a tile count in 64 bits.
+  const int64_t most = std::numeric_limits<int64_t>::max() / (request.processors + 1);
   for (const int32_t length : context_lengths_) {
     const int64_t tiles = (int64_t{length} + request.tile_tokens - 1) / request.tile_tokens;
     longest = std::max(longest, tiles);
+    // Below 2^26 tiles times 2^31 heads on top of a sum that has been checked: nothing overflows before it is refused.
     first_tile_.push_back(first_tile_.back() + tiles * request.num_kv_heads);
+    if (first_tile_.back() > most)
+      throw Error(ErrorCode::kInvalidArgument, "Expected tiles x workers to fit 64 bits, got " +
+                                                   std::to_string(first_tile_.back()) + " tiles or more and " +
+                                                   std::to_string(request.processors) + " workers");
   }
-  // The cuts are products of a worker and a tile count in 64 bits.
-  if (first_tile_.back() > std::numeric_limits<int64_t>::max() / (request.processors + 1))
-    throw Error(ErrorCode::kInvalidArgument,
-                "Expected tiles x workers to fit 64 bits, got " + std::to_string(first_tile_.back()) + " tiles and " +
-                    std::to_string(request.processors) + " workers");
   schedule_ = make_schedule(request_, map(), longest);
   has_partials_ = any_partials(schedule_, map());
 }
@@ -91,8 +92,6 @@ int64_t Plan::makespan() const {
   return place([](const PlacedSegment&) {});
 }
 
-int64_t Plan::ideal_makespan() const {
-  return (schedule_.num_tiles + request_.processors - 1) / request_.processors;
-}
+int64_t Plan::ideal_makespan() const { return (schedule_.num_tiles + request_.processors - 1) / request_.processors; }
 
 }  // namespace lean

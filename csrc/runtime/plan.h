@@ -33,7 +33,9 @@ class Plan {
 
   const PlanRequest& request() const { return request_; }
   const Schedule& schedule() const { return schedule_; }
-  TileMap map() const { return {first_tile_.data(), static_cast<int32_t>(context_lengths_.size()), request_.num_kv_heads}; }
+  TileMap map() const {
+    return {first_tile_.data(), static_cast<int32_t>(context_lengths_.size()), request_.num_kv_heads};
+  }
   const std::vector<int32_t>& context_lengths() const { return context_lengths_; }
 
   // Whether any output tile is shared between workers; if not, no workspace is needed.

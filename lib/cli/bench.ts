@@ -1,0 +1,130 @@
+// `lean-attention bench`: how fast each strategy decodes on this machine, beside the fastest that its memory allows.
+
+import { totalmem } from 'node:os';
+
+import { installation } from '../index';
+import {
+  DTYPES,
+  parseBatch,
+  parseChoices,
+  parseDevice,
+  parseHeadDim,
+  parseHeads,
+  parseInteger,
+  parseTokenList,
+  STRATEGIES,
+} from './arguments';
+import { benchChart } from './bench/chart';
+import { DEFAULT_EFFORT, type Measurement, measureTrial } from './bench/measure';
+import { choosePoolSize, footprint, InputPool, PAGE_TOKENS } from './bench/pool';
+import { buildReport, failedRows, formatCsv, formatReport } from './bench/report';
+import { describeTrial, listTrials, type Overrides, PRESETS, type Trial } from './bench/trials';
+import { openNamedDevice } from './device';
+import { ExitCode, InputError } from './errors';
+import { checkWritable, writeText } from './files';
+import { formatJson } from './json';
+import { defineCommand } from './options';
+import { Progress } from './progress';
+import { formatBytes } from './units';
+
+export const benchCommand = defineCommand(
+  {
+    name: 'bench',
+    summary: 'Measures each strategy, checked against float64, beside a plain read of the same memory.',
+    positionals: [],
+    options: {
+      preset: { value: 'NAME', help: `${Object.keys(PRESETS).join(', ')}; default quick, about a minute on two cores` },
+      device: { value: 'NAME', help: 'auto (default), cpu, cuda or cuda:N' },
+      batch: { value: 'N', help: 'sequences in a batch, all of the same context' },
+      heads: { value: 'Q/KV', help: 'query heads and KV heads, such as 32/8' },
+      'head-dim': { value: 'N', help: 'such as 128' },
+      context: { value: 'LIST', help: 'tokens of a sequence: 1k,4k,16k measures each' },
+      ragged: { value: 'LIST', help: 'one batch of unequal contexts: 16k,4k,8x512' },
+      dtype: { value: 'LIST', help: `${DTYPES.join(', ')}; default f16` },
+      strategy: { value: 'LIST', help: `${STRATEGIES.join(', ')}; default all three` },
+      json: { value: 'FILE', help: 'write everything measured as JSON' },
+      csv: { value: 'FILE', help: 'write the rows as CSV' },
+      svg: { value: 'FILE', help: 'draw the shares of the roofline' },
+    },
+    notes: [
+      'Options of shape replace that part of the preset. Unequal contexts lie in a paged cache ' +
+        `(${PAGE_TOKENS} tokens a page), equal ones in one piece.`,
+      'Each strategy is checked against a float64 reference first; a wrong result is reported and ends with exit code 1. ' +
+        'Strategies take turns sample by sample, inputs rotate over more memory than the caches hold, and beside every ' +
+        'sample a plain read of as many bytes with the same threads is timed: the roofline.',
+    ],
+    examples: [
+      'lean-attention bench',
+      'lean-attention bench --preset llama3-8b --dtype f16,bf16 --svg bench.svg',
+      'lean-attention bench --heads 32/8 --context 1k,4k,16k,64k --json bench.json',
+      'lean-attention bench --ragged 32k,4k,2k,13x512 --strategy lean,flash-attention-2',
+    ],
+  },
+  async ({ values }, terminal) => {
+    const strategies = parseChoices('--strategy', values.strategy ?? STRATEGIES.join(), STRATEGIES);
+    const dtypes = parseChoices('--dtype', values.dtype ?? 'f16', DTYPES);
+    const trials = listTrials(values.preset ?? 'quick', dtypes, parseOverrides(values));
+    const spec = parseDevice('--device', values.device ?? 'auto');
+    for (const path of [values.json, values.csv, values.svg]) if (path !== undefined) checkWritable(path);
+
+    const size = choosePoolSize(trials);
+    const fitting = trials.filter((trial) => footprint(trial) <= size.limit);
+    for (const trial of trials) {
+      if (!fitting.includes(trial)) terminal.err(`${tooLarge(trial, size.limit)}\n`);
+    }
+    if (fitting.length === 0) throw new InputError('Expected at least one shape that fits into memory, got none.');
+
+    const device = openNamedDevice(spec);
+    try {
+      const pool = new InputPool(size.bytes);
+      const progress = new Progress(terminal);
+      const measurements: Measurement[] = fitting.map((trial, i) => {
+        const report = (done: number): void => progress.show((i + done) / fitting.length, describeTrial(trial));
+        report(0);
+        return measureTrial(device, pool, trial, strategies, DEFAULT_EFFORT, report);
+      });
+      progress.clear();
+      const { version, cpu, addon } = installation();
+      const system = { version, cpu: cpu.model, memoryBytes: totalmem(), compiler: addon.compiler };
+      const report = buildReport(device, system, size, measurements);
+      terminal.out(formatReport(report, measurements));
+      if (values.json !== undefined) writeText(values.json, formatJson(report));
+      if (values.csv !== undefined) writeText(values.csv, formatCsv(report));
+      if (values.svg !== undefined) writeText(values.svg, benchChart(report, measurements));
+      const failures = failedRows(measurements);
+      for (const { sentence } of failures) terminal.err(`lean-attention: ${sentence}\n`);
+      return failures.length === 0 ? ExitCode.ok : ExitCode.failure;
+    } finally {
+      device.dispose();
+    }
+  },
+);
+
+function parseOverrides(
+  values: Partial<Record<'batch' | 'heads' | 'head-dim' | 'context' | 'ragged', string>>,
+): Overrides {
+  const { batch, heads, context, ragged } = values;
+  const headDim = values['head-dim'];
+  if (ragged !== undefined && (batch !== undefined || context !== undefined)) {
+    throw new InputError(
+      `Expected --ragged without --batch and --context, got --${batch === undefined ? 'context' : 'batch'} too.`,
+    );
+  }
+  const contexts = context === undefined ? undefined : parseTokenList('--context', context);
+  const raggedContexts = ragged === undefined ? undefined : parseBatch('--ragged', ragged);
+  if (contexts?.includes(0)) throw new InputError('Expected --context to be numbers above 0, got 0.');
+  if (raggedContexts?.every((tokens) => tokens === 0)) {
+    throw new InputError('Expected --ragged to hold a context above 0, got only 0.');
+  }
+  return {
+    ...(heads !== undefined && { heads: parseHeads('--heads', heads) }),
+    ...(headDim !== undefined && { headDim: parseHeadDim('--head-dim', headDim) }),
+    ...(batch !== undefined && { batch: parseInteger('--batch', batch, 1, 4096) }),
+    ...(contexts && { contexts }),
+    ...(raggedContexts && { ragged: raggedContexts }),
+  };
+}
+
+function tooLarge(trial: Trial, limit: number): string {
+  return `Left out: ${describeTrial(trial)} takes ${formatBytes(footprint(trial))}, and ${formatBytes(limit)} can be used.`;
+}

@@ -1,0 +1,101 @@
+// Is a result right? Compared with the float64 reference on the same rounded inputs, one output tile at a time; when all
+// of them would take too long, on an even choice of them, and the report says how many.
+
+import { convert, type DecodeOptions, type DType, type Tensor, tensor } from '../../index';
+import { referenceDecode } from '../../reference';
+
+/** ||out - ref|| / ||ref||, what the library promises for contexts up to 4k. */
+export const ERROR_BOUNDS: Readonly<Record<DType, number>> = { f32: 1e-5, f16: 5e-4, bf16: 3.5e-3 };
+
+/** Longer contexts may be off by twice what plain float32 arithmetic is, which shows only where nothing else rounds. */
+export function errorBound(dtype: DType, contextLengths: readonly number[]): number {
+  return ERROR_BOUNDS[dtype] * (dtype === 'f32' && Math.max(...contextLengths) > 4096 ? 2 : 1);
+}
+
+/** Multiply-adds that the reference may spend on a trial: a second or two. */
+const BUDGET = 1.5e9;
+
+interface CheckedTile {
+  /** Where the rows of this output tile begin in `out`, and their reference values. */
+  readonly begin: number;
+  readonly expected: Float64Array;
+}
+
+export interface Check {
+  readonly numTiles: number;
+  readonly numChecked: number;
+  relativeError(out: Tensor): number;
+}
+
+/** Prepares the check of a [batch, heads, dim] query over an NHD cache; the reference is computed once, here. */
+export function prepareCheck(options: DecodeOptions): Check {
+  const { q, k, contextLengths = [] } = options;
+  const [batch, numQueryHeads, headDim] = q.shape;
+  const numKvHeads = k.shape[2];
+  const groupSize = numQueryHeads / numKvHeads;
+  const numTiles = batch * numKvHeads;
+  const chosen = chooseTiles([...contextLengths], numKvHeads, 2 * groupSize * headDim);
+  const tiles: CheckedTile[] = chosen.map(({ sequence, kvHead }) => ({
+    begin: (sequence * numQueryHeads + kvHead * groupSize) * headDim,
+    expected: referenceDecode(tileOf(options, sequence, kvHead, groupSize)).out,
+  }));
+  return {
+    numTiles,
+    numChecked: tiles.length,
+    relativeError(out) {
+      const actual = convert(out, 'f32');
+      let difference = 0;
+      let norm = 0;
+      for (const { begin, expected } of tiles) {
+        expected.forEach((value, i) => {
+          difference += (actual.data[begin + i] - value) ** 2;
+          norm += value ** 2;
+        });
+      }
+      return norm === 0 ? Math.sqrt(difference) : Math.sqrt(difference / norm);
+    },
+  };
+}
+
+/** All output tiles, or as many as the budget allows: the longest context's first, then evenly through the batch. */
+function chooseTiles(
+  contextLengths: readonly number[],
+  numKvHeads: number,
+  costPerToken: number,
+): { sequence: number; kvHead: number }[] {
+  const all = contextLengths.flatMap((context, sequence) =>
+    Array.from({ length: numKvHeads }, (_, kvHead) => ({ sequence, kvHead, cost: context * costPerToken })),
+  );
+  const total = all.reduce((sum, { cost }) => sum + cost, 0);
+  if (total <= BUDGET) return all;
+  const longest = all.reduce((best, tile) => (tile.cost > best.cost ? tile : best));
+  const step = Math.ceil(total / BUDGET);
+  return [longest, ...all.filter((tile, i) => i % step === step - 1 && tile !== longest)];
+}
+
+/** One output tile as a problem of its own: views into the same data. */
+function tileOf(options: DecodeOptions, sequence: number, kvHead: number, groupSize: number): DecodeOptions {
+  const { q, k, v, contextLengths = [], pageTable } = options;
+  const headDim = q.shape[2];
+  const firstBlock = pageTable === undefined ? sequence : 0;
+  const cache = (source: Tensor): Tensor => {
+    const { strides, shape, dtype } = source;
+    const blocks = pageTable === undefined ? 1 : shape[0];
+    return tensor(source.data.subarray(firstBlock * strides[0] + kvHead * strides[2]), [blocks, shape[1], 1, headDim], {
+      dtype,
+      strides,
+    });
+  };
+  const table = pageTable instanceof Int32Array ? pageTable : undefined;
+  const maxPages = table === undefined ? 0 : table.length / q.shape[0];
+  return {
+    q: tensor(q.data.subarray(sequence * q.strides[0] + kvHead * groupSize * q.strides[1]), [1, groupSize, headDim], {
+      dtype: q.dtype,
+      strides: q.strides,
+    }),
+    k: cache(k),
+    v: cache(v),
+    contextLengths: [contextLengths[sequence]],
+    ...(table && { pageTable: table.slice(sequence * maxPages, (sequence + 1) * maxPages) }),
+  };
+}

@@ -1,0 +1,126 @@
+// What is measured: data. A preset is a few families (heads, head dim, contexts); options replace parts of each family.
+
+import type { DType } from '../../index';
+import type { Heads } from '../arguments';
+import { InputError, quote } from '../errors';
+import { formatBatch, formatTokens } from '../units';
+
+/** One shape to measure. Batches of unequal contexts lie in a paged cache, as they do in servers; others lie in one piece. */
+export interface Trial extends Heads {
+  readonly dtype: DType;
+  readonly headDim: number;
+  readonly contextLengths: readonly number[];
+  readonly paged: boolean;
+}
+
+interface Family extends Heads {
+  readonly headDim: number;
+  readonly batches: readonly number[];
+  readonly contexts: readonly number[];
+  readonly ragged: readonly (readonly number[])[];
+}
+
+/** What the options replace; absent means as the preset has it. */
+export interface Overrides {
+  readonly heads?: Heads;
+  readonly headDim?: number;
+  readonly batch?: number;
+  readonly contexts?: readonly number[];
+  readonly ragged?: readonly number[];
+}
+
+const K = 1024;
+
+/** Unequal as in serving: one long document, a few conversations, several short prompts. 23k tokens in all. */
+const RAGGED = [16 * K, 4 * K, 1.5 * K, K / 2, K / 2, K / 4, 100, 17];
+
+function family(numQueryHeads: number, numKvHeads: number, headDim: number, parts: Partial<Family>): Family {
+  return { numQueryHeads, numKvHeads, headDim, batches: [1], contexts: [], ragged: [], ...parts };
+}
+
+function model(numQueryHeads: number, numKvHeads: number, headDim: number): Family[] {
+  return [
+    family(numQueryHeads, numKvHeads, headDim, { contexts: [K, 4 * K, 16 * K, 64 * K], ragged: [RAGGED] }),
+    family(numQueryHeads, numKvHeads, headDim, { batches: [8], contexts: [4 * K] }),
+  ];
+}
+
+export const PRESETS: Readonly<Record<string, readonly Family[]>> = {
+  quick: [
+    family(32, 8, 128, { contexts: [4 * K, 16 * K], ragged: [RAGGED] }),
+    family(32, 32, 128, { contexts: [4 * K] }),
+  ],
+  paper: [
+    family(32, 32, 64, { contexts: [K, 4 * K, 16 * K, 64 * K, 256 * K] }),
+    family(32, 32, 64, { batches: [4], contexts: [K, 4 * K, 16 * K, 64 * K] }),
+    family(32, 8, 128, { contexts: [K, 4 * K, 16 * K, 64 * K, 256 * K], ragged: [RAGGED] }),
+  ],
+  'llama3-8b': model(32, 8, 128),
+  'llama3-70b': model(64, 8, 128),
+  'mistral-7b': model(32, 8, 128),
+  'qwen2-7b': model(28, 4, 128),
+  'phi3-mini': model(32, 32, 96),
+};
+
+export function listTrials(preset: string, dtypes: readonly DType[], overrides: Overrides): Trial[] {
+  const families = Object.hasOwn(PRESETS, preset) ? PRESETS[preset] : undefined;
+  if (families === undefined) {
+    throw new InputError(`Expected --preset to be one of ${Object.keys(PRESETS).join(', ')}, got ${quote(preset)}.`);
+  }
+  const trials = new Map<string, Trial>();
+  for (const dtype of dtypes) {
+    for (const original of families) {
+      const { numQueryHeads, numKvHeads, headDim, ...contexts } = replaced(original, overrides);
+      const batches = [
+        ...contexts.batches.flatMap((batch) =>
+          contexts.contexts.map((tokens) => new Array<number>(batch).fill(tokens)),
+        ),
+        ...contexts.ragged,
+      ];
+      for (const contextLengths of batches) {
+        const paged = contextLengths.some((tokens) => tokens !== contextLengths[0]);
+        const trial = { dtype, numQueryHeads, numKvHeads, headDim, contextLengths, paged };
+        trials.set(JSON.stringify(trial), trial);
+      }
+    }
+  }
+  return [...trials.values()];
+}
+
+function replaced(original: Family, { heads, headDim, batch, contexts, ragged }: Overrides): Family {
+  const shaped = { ...original, ...heads, headDim: headDim ?? original.headDim };
+  if (ragged !== undefined) return { ...shaped, batches: [], contexts: [], ragged: [ragged] };
+  if (batch === undefined && contexts === undefined) return shaped;
+  return {
+    ...shaped,
+    batches: batch === undefined ? shaped.batches : [batch],
+    contexts: contexts ?? (shaped.contexts.length > 0 ? shaped.contexts : [4 * K]),
+    ragged: [],
+  };
+}
+
+export function elementBytes(dtype: DType): number {
+  return dtype === 'f32' ? 4 : 2;
+}
+
+/** Bytes of K and V that a decode step has to read. */
+export function kvBytes({ contextLengths, numKvHeads, headDim, dtype }: Trial): number {
+  const tokens = contextLengths.reduce((sum, length) => sum + length, 0);
+  return 2 * tokens * numKvHeads * headDim * elementBytes(dtype);
+}
+
+/** '4k', '8 x 4k', or '8 ragged, up to 16k'. */
+export function describeContexts(contextLengths: readonly number[]): string {
+  const longest = Math.max(...contextLengths);
+  if (contextLengths.every((tokens) => tokens === longest)) return formatBatch(contextLengths);
+  return `${contextLengths.length} ragged, up to ${formatTokens(longest)}`;
+}
+
+export function describeShape({ dtype, numQueryHeads, numKvHeads, headDim }: Trial): string {
+  const kind = numQueryHeads === numKvHeads ? 'MHA' : numKvHeads === 1 ? 'MQA' : 'GQA';
+  return `${kind} ${numQueryHeads}/${numKvHeads} d${headDim} ${dtype}`;
+}
+
+export function describeTrial(trial: Trial): string {
+  return `${describeShape(trial)} ${describeContexts(trial.contextLengths)}`;
+}

@@ -1,0 +1,13 @@
+// JSON for people and programs: indented, but what is short, such as a shape or a segment, stays on a line.
+
+const LINE = 240;
+
+export function formatJson(value: unknown): string {
+  const indented = JSON.stringify(value, null, 2);
+  // Innermost lists and objects only. A line break is never part of a JSON string, so only layout changes.
+  const joined = indented.replace(/[[{][^[\]{}]*[\]}]/g, (text) => {
+    const line = text.replace(/\n\s*/g, ' ').replace(/^([[{]) | ([\]}])$/g, '$1$2');
+    return line.length <= LINE ? line : text;
+  });
+  return `${joined}\n`;
+}

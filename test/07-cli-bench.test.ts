@@ -1,0 +1,169 @@
+// `lean-attention bench`: what it reports, in every form, and that it would notice a wrong result.
+
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+
+import {
+  benchChart,
+  failedRows,
+  formatCsv,
+  inProcess,
+  kvBytes,
+  listTrials,
+  median,
+  PRESETS,
+  percentile,
+  prepareCheck,
+} from './helpers/cli';
+import { installation, openDevice, tensor } from './helpers/library';
+import { expectWellFormed } from './helpers/svg';
+
+let folder: string;
+const at = (name: string): string => join(folder, name);
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'lean-attention-bench-'));
+});
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const ROW_KEYS = [
+  ...['strategy', 'device', 'dtype', 'batch', 'queryLen', 'numQueryHeads', 'numKvHeads', 'headDim', 'contextLengths'],
+  ...['medianUs', 'p10Us', 'p90Us', 'samples', 'kvBytes', 'gbps', 'fractionOfRoofline', 'speedupVsFlashAttention2'],
+  'relativeError',
+];
+
+describe('bench', () => {
+  it('measures, checks, and reports in every form', async () => {
+    const [json, csv, svg] = [at('bench.json'), at('bench.csv'), at('bench.svg')];
+    const shape = ['--heads', '4/2', '--head-dim', '64', '--ragged', '600,64,0,17', '--dtype', 'f32,bf16'];
+    const argv = ['bench', '--device', 'cpu', ...shape, '--json', json, '--csv', csv, '--svg', svg];
+    const { exitCode, out, err } = await inProcess(argv, true);
+    expect(exitCode, err).toBe(0);
+    expect(err).toMatch(/█|░/);
+    expect(err.endsWith('\r\x1b[2K')).toBe(true);
+    expect(out).toContain('GQA 4/2 d64 bf16 4 ragged, up to 600');
+
+    const report = JSON.parse(readFileSync(json, 'utf8'));
+    expect(Object.keys(report)).toEqual(['schema', 'environment', 'roofline', 'rows']);
+    expect(report.schema).toBe(1);
+    expect(Object.keys(report.roofline)).toEqual(['readGBps']);
+    expect(report.roofline.readGBps).toBeGreaterThan(0);
+    expect(report.environment).toMatchObject({ node: process.version, check: 'every output against float64' });
+    expect(report.rows).toHaveLength(6);
+    for (const row of report.rows) {
+      expect(Object.keys(row)).toEqual(ROW_KEYS);
+      expect(row).toMatchObject({ device: 'cpu', batch: 4, queryLen: 1, numQueryHeads: 4, numKvHeads: 2, headDim: 64 });
+      expect(row.contextLengths).toEqual([600, 64, 0, 17]);
+      expect(row.kvBytes).toBe(2 * 681 * 2 * 64 * (row.dtype === 'f32' ? 4 : 2));
+      expect(row.p10Us).toBeLessThanOrEqual(row.medianUs);
+      expect(row.medianUs).toBeLessThanOrEqual(row.p90Us);
+      expect(row.gbps).toBeCloseTo(row.kvBytes / row.medianUs / 1e3, 1);
+      expect(row.fractionOfRoofline).toBeGreaterThan(0);
+      expect(row.relativeError).toBeLessThanOrEqual(row.dtype === 'f32' ? 1e-5 : 3.5e-3);
+      expect(row.samples).toBeGreaterThanOrEqual(9);
+      if (row.strategy === 'flash-attention-2') expect(row.speedupVsFlashAttention2).toBe(1);
+    }
+    const lines = readFileSync(csv, 'utf8').trimEnd().split('\n');
+    expect(lines[0]).toBe(ROW_KEYS.join(','));
+    expect(lines).toHaveLength(7);
+    for (const line of lines) expect(line.split(',')).toHaveLength(ROW_KEYS.length);
+    expectWellFormed(readFileSync(svg, 'utf8'));
+  });
+
+  it('without flash-attention-2 there is no speed-up over it; no terminal, no progress', async () => {
+    const argv = [
+      'bench',
+      '--device',
+      'cpu',
+      '--heads',
+      '2/1',
+      '--head-dim',
+      '8',
+      '--context',
+      '40',
+      '--strategy',
+      'lean',
+    ];
+    const { exitCode, out, err } = await inProcess([...argv, '--json', at('lean.json')]);
+    expect({ exitCode, err }).toEqual({ exitCode: 0, err: '' });
+    expect(out).toContain('MQA 2/1 d8 f16 40');
+    expect(JSON.parse(readFileSync(at('lean.json'), 'utf8')).rows).toMatchObject([{ speedupVsFlashAttention2: null }]);
+  });
+
+  it.skipIf(installation().cuda.available)('a device that is not there: exit code 3', async () => {
+    const { exitCode, out, err } = await inProcess(['bench', '--device', 'cuda:3', '--context', '64']);
+    expect({ exitCode, out }).toEqual({ exitCode: 3, out: '' });
+    expect(err).toContain('--device cpu works without it.');
+  });
+
+  it('an error past the bound, or NaN, fails the run by a sentence', () => {
+    const [trial] = listTrials('quick', ['f16'], { contexts: [64] });
+    const row = { strategy: 'lean', relativeError: 4e-4, fractionOfRoofline: 1, medianUs: 1, kvBytes: 1 } as never;
+    const withError = (relativeError: number) => [
+      { trial, rows: [{ ...(row as object), relativeError } as never], reads: [1], outputTiles: 8, checkedTiles: 8 },
+    ];
+    expect(failedRows(withError(5e-4))).toEqual([]);
+    expect(failedRows(withError(6e-4)).map(({ sentence }) => sentence)).toEqual([
+      'Expected a relative error of at most 0.0005 from lean at GQA 32/8 d128 f16 64, got 6.0e-4.',
+    ]);
+    expect(failedRows(withError(Number.NaN))).toHaveLength(1);
+  });
+
+  it('its check notices one wrong number, contiguous and paged', () => {
+    const device = openDevice('cpu');
+    for (const pageTable of [undefined, Int32Array.of(2, 0, 1, -1)]) {
+      const [blocks, tokens] = pageTable === undefined ? [2, 24] : [3, 12];
+      const data = (size: number): Float32Array => Float32Array.from({ length: size }, (_, i) => Math.cos(i));
+      const options = {
+        q: tensor(data(2 * 4 * 16), [2, 4, 16]),
+        k: tensor(data(blocks * tokens * 2 * 16), [blocks, tokens, 2, 16]),
+        v: tensor(data(blocks * tokens * 2 * 16), [blocks, tokens, 2, 16]),
+        contextLengths: [20, 11],
+        ...(pageTable && { pageTable }),
+      };
+      const check = prepareCheck(options);
+      expect(check).toMatchObject({ numTiles: 4, numChecked: 4 });
+      const { out } = device.decodeSync(options);
+      expect(check.relativeError(out)).toBeLessThan(1e-5);
+      out.data[17] += 0.01;
+      expect(check.relativeError(out)).toBeGreaterThan(1e-4);
+    }
+    device.dispose();
+  });
+
+  it('presets: quick holds the shapes that count, options replace their part', () => {
+    const quick = listTrials('quick', ['f16'], {});
+    expect(quick.filter((trial) => kvBytes(trial) >= 64e6).length).toBeGreaterThanOrEqual(3);
+    expect(quick.some(({ paged }) => paged)).toBe(true);
+    expect(
+      listTrials('quick', ['f16', 'f32'], { heads: { numQueryHeads: 8, numKvHeads: 1 }, contexts: [64] }),
+    ).toMatchObject([
+      { dtype: 'f16', numQueryHeads: 8, contextLengths: [64], paged: false },
+      { dtype: 'f32', numQueryHeads: 8, contextLengths: [64], paged: false },
+    ]);
+    expect(listTrials('llama3-8b', ['f16'], { ragged: [5, 6] })).toMatchObject([
+      { contextLengths: [5, 6], paged: true },
+    ]);
+    for (const name of Object.keys(PRESETS)) expect(listTrials(name, ['f16'], {}).length).toBeGreaterThan(2);
+  });
+
+  it('statistics', () => {
+    expect(median([3, 1, 2])).toBe(2);
+    expect(median([4, 1, 2, 3])).toBe(2.5);
+    expect(percentile([0, 10], 10)).toBe(1);
+    expect(median([])).toBeNaN();
+    expect(formatCsv({ rows: [] } as never)).toBe('');
+    expectWellFormed(
+      benchChart(
+        {
+          environment: { cpu: 'A & B <"\'>', threads: 2, instructionSet: 'avx2' },
+          roofline: { readGBps: 1 },
+          rows: [],
+        } as never,
+        [],
+      ),
+    );
+  });
+});

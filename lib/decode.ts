@@ -4,16 +4,16 @@ import { DTYPE_CODES } from './dtype';
 import { LeanAttentionError } from './errors';
 import type { NativeCall, NativePlan } from './native';
 import {
+  DEFAULTS,
   type DecodeOptions,
   type DecodeResult,
-  DEFAULTS,
   LAYOUTS,
   LIMITS,
   type ScheduleOptions,
   STRATEGIES,
   STRATEGY_CODES,
 } from './options';
-import { extent, isContiguous, type Tensor, zeros } from './tensor';
+import { expectTensor, extent, isContiguous, type Tensor, zeros } from './tensor';
 import { describe, expectInteger, expectIntegers, expectObject, expectOneOf } from './validate';
 
 /** A call that is ready to run, and what it will have written. */
@@ -29,7 +29,8 @@ export function prepareSchedule(options: ScheduleOptions): { strategy: number; w
   }
   return {
     strategy: STRATEGY_CODES[strategy],
-    workers: options.workers === undefined ? DEFAULTS.workers : expectInteger('workers', options.workers, 1, LIMITS.workers),
+    workers:
+      options.workers === undefined ? DEFAULTS.workers : expectInteger('workers', options.workers, 1, LIMITS.workers),
     splits: options.splits === undefined ? DEFAULTS.splits : expectInteger('splits', options.splits, 1, LIMITS.splits),
   };
 }
@@ -53,7 +54,8 @@ export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; 
       `Expected \`q\` shape to be [batch, numQueryHeads, headDim] or [batch, queryLen, numQueryHeads, headDim], got [${q.shape.join(', ')}]`,
     );
   }
-  const [batch, queryLen, numQueryHeads, headDim] = q.shape.length === 4 ? q.shape : [q.shape[0], 1, q.shape[1], q.shape[2]];
+  const [batch, queryLen, numQueryHeads, headDim] =
+    q.shape.length === 4 ? q.shape : [q.shape[0], 1, q.shape[1], q.shape[2]];
   expectAxis('q', q, 0, 'batch', 1, LIMITS.int32);
   if (q.shape.length === 4) expectAxis('q', q, 1, 'queryLen', 1, LIMITS.queryLen);
   expectAxis('q', q, q.shape.length - 1, 'headDim', 8, LIMITS.headDim);
@@ -67,11 +69,15 @@ export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; 
       `Expected \`k\` shape to be [${options.pageTable === undefined ? 'batch' : 'numPages'}, ${axes}, headDim], got [${k.shape.join(', ')}]`,
     );
   }
-  if (k.shape[3] !== headDim) throw new RangeError(`Expected \`k\` shape[3] to equal headDim ${headDim}, got ${k.shape[3]}`);
+  if (k.shape[3] !== headDim)
+    throw new RangeError(`Expected \`k\` shape[3] to equal headDim ${headDim}, got ${k.shape[3]}`);
   if (v.shape.length !== 4 || v.shape.some((length, axis) => length !== k.shape[axis])) {
-    throw new RangeError(`Expected \`v\` shape to equal that of \`k\` [${k.shape.join(', ')}], got [${v.shape.join(', ')}]`);
+    throw new RangeError(
+      `Expected \`v\` shape to equal that of \`k\` [${k.shape.join(', ')}], got [${v.shape.join(', ')}]`,
+    );
   }
-  if (v.dtype !== k.dtype) throw new TypeError(`Expected \`v\` dtype to equal that of \`k\` '${k.dtype}', got '${v.dtype}'`);
+  if (v.dtype !== k.dtype)
+    throw new TypeError(`Expected \`v\` dtype to equal that of \`k\` '${k.dtype}', got '${v.dtype}'`);
   const numKvHeads = expectAxis('k', k, headAxis, 'numKvHeads', 1, LIMITS.int32);
   const pageTokens = expectAxis('k', k, tokenAxis, 'tokens', 1, LIMITS.int32);
   if (numQueryHeads === 0 || numQueryHeads % numKvHeads !== 0) {
@@ -81,19 +87,24 @@ export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; 
   }
   for (const [name, t] of Object.entries({ q, k, v })) {
     const last = t.shape.length - 1;
-    if (t.strides[last] !== 1) throw new RangeError(`Expected \`${name}\` strides[${last}], headDim, to be 1, got ${t.strides[last]}`);
+    if (t.strides[last] !== 1)
+      throw new RangeError(`Expected \`${name}\` strides[${last}], headDim, to be 1, got ${t.strides[last]}`);
   }
 
   const pageTable = options.pageTable === undefined ? null : preparePages(options.pageTable, batch);
   if (pageTable === null && k.shape[0] !== batch) {
-    throw new RangeError(`Expected \`k\` shape[0] to equal batch ${batch}, got ${k.shape[0]}; pass \`pageTable\` for a paged cache`);
+    throw new RangeError(
+      `Expected \`k\` shape[0] to equal batch ${batch}, got ${k.shape[0]}; pass \`pageTable\` for a paged cache`,
+    );
   }
   const maxPages = pageTable === null ? 1 : pageTable.length / batch;
   const contextLengths = prepareLengths(
     options.contextLengths ?? new Int32Array(batch).fill(Math.min(maxPages * pageTokens, LIMITS.int32)),
   );
   if (contextLengths.length !== batch) {
-    throw new RangeError(`Expected \`contextLengths\` to hold ${batch} lengths, one a sequence, got ${contextLengths.length}`);
+    throw new RangeError(
+      `Expected \`contextLengths\` to hold ${batch} lengths, one a sequence, got ${contextLengths.length}`,
+    );
   }
   const scale = options.scale ?? DEFAULTS.scale(headDim);
   if (typeof scale !== 'number') throw new TypeError(`Expected \`scale\` to be a number, got ${describe(scale)}`);
@@ -144,35 +155,27 @@ export function expectFixedBuffers(call: NativeCall): void {
   for (const name of ['q', 'k', 'v', 'out', 'lse'] as const) {
     const buffer = call[name].buffer as ArrayBuffer & { resizable?: boolean };
     if (buffer.resizable) {
-      throw new TypeError(`Expected \`${name}\` of an asynchronous call to lie in a buffer of fixed length, got a resizable ArrayBuffer`);
+      throw new TypeError(
+        `Expected \`${name}\` of an asynchronous call to lie in a buffer of fixed length, got a resizable ArrayBuffer`,
+      );
     }
   }
 }
 
-/** A buffer that was transferred away during a call makes its result worthless: say so instead of returning it. */
-export function expectAttached(call: NativeCall): void {
-  for (const name of ['q', 'k', 'v', 'out', 'lse'] as const) {
-    if (call[name].buffer.byteLength === 0 && call[name].byteLength === 0 && (name !== 'k' && name !== 'v')) {
-      throw new LeanAttentionError('BUFFER_DETACHED', detachedDuringCall(name));
-    }
-  }
-}
-
-const detachedDuringCall = (name: string): string =>
-  `The buffer of \`${name}\` was transferred away while the call was using it; transfer buffers only after the promise has settled`;
-
-function expectTensor(name: string, value: unknown): Tensor {
-  const t = value as Tensor | null | undefined;
-  if (typeof t !== 'object' || t === null || !ArrayBuffer.isView(t.data) || !Array.isArray(t.shape) || !Array.isArray(t.strides)) {
-    throw new TypeError(`Expected \`${name}\` to be a tensor (see tensor()), got ${describe(value)}`);
-  }
-  const needed = extent(t.shape, t.strides);
-  if (t.data.length < needed) {
-    throw new TypeError(
-      `Expected \`${name}\` to hold ${needed} elements, got ${t.data.length}: its ArrayBuffer was detached or shrunk after tensor() was called`,
+/**
+ * Remembers which views hold memory before a call. The check that it returns is for afterwards: a buffer that was
+ * transferred away meanwhile makes the result worthless, and says so.
+ */
+export function rememberBuffers(call: NativeCall): () => void {
+  const names = (['q', 'k', 'v', 'out', 'lse'] as const).filter((name) => call[name].byteLength > 0);
+  return () => {
+    const lost = names.find((name) => call[name].byteLength === 0);
+    if (lost === undefined) return;
+    throw new LeanAttentionError(
+      'BUFFER_DETACHED',
+      `The buffer of \`${lost}\` was transferred away while the call was using it; transfer buffers only after the promise has settled`,
     );
-  }
-  return t;
+  };
 }
 
 function expectAxis(name: string, t: Tensor, axis: number, meaning: string, low: number, high: number): number {
@@ -188,7 +191,9 @@ function expectAxis(name: string, t: Tensor, axis: number, meaning: string, low:
 function preparePages(pageTable: Int32Array | readonly (readonly number[])[], batch: number): Int32Array {
   if (types.isInt32Array(pageTable)) {
     if (pageTable.length % batch !== 0) {
-      throw new RangeError(`Expected \`pageTable\` to hold a multiple of batch ${batch} entries, got ${pageTable.length}`);
+      throw new RangeError(
+        `Expected \`pageTable\` to hold a multiple of batch ${batch} entries, got ${pageTable.length}`,
+      );
     }
     return pageTable;
   }
@@ -198,21 +203,29 @@ function preparePages(pageTable: Int32Array | readonly (readonly number[])[], ba
   if (pageTable.length !== batch) {
     throw new RangeError(`Expected \`pageTable\` to hold ${batch} lists, one a sequence, got ${pageTable.length}`);
   }
-  const rows = pageTable.map((row, sequence) => expectIntegers(`pageTable[${sequence}]`, row, -(2 ** 31), LIMITS.int32));
+  const rows = pageTable.map((row, sequence) =>
+    expectIntegers(`pageTable[${sequence}]`, row, -(2 ** 31), LIMITS.int32),
+  );
   const maxPages = Math.max(0, ...rows.map((row) => row.length));
   const table = new Int32Array(batch * maxPages).fill(-1);
   for (const [sequence, row] of rows.entries()) table.set(row, sequence * maxPages);
   return table;
 }
 
-function prepareTarget(name: string, given: Tensor | undefined, shape: readonly number[], dtype: Tensor['dtype']): Tensor {
+function prepareTarget(
+  name: string,
+  given: Tensor | undefined,
+  shape: readonly number[],
+  dtype: Tensor['dtype'],
+): Tensor {
   if (given === undefined) return zeros(shape, dtype);
   const target = expectTensor(name, given);
   if (target.dtype !== dtype) throw new TypeError(`Expected \`${name}\` dtype to be '${dtype}', got '${target.dtype}'`);
   if (target.shape.length !== shape.length || target.shape.some((length, axis) => length !== shape[axis])) {
     throw new RangeError(`Expected \`${name}\` shape to be [${shape.join(', ')}], got [${target.shape.join(', ')}]`);
   }
-  if (!isContiguous(target)) throw new RangeError(`Expected \`${name}\` to be contiguous, got strides [${target.strides.join(', ')}]`);
+  if (!isContiguous(target))
+    throw new RangeError(`Expected \`${name}\` to be contiguous, got strides [${target.strides.join(', ')}]`);
   return target;
 }
 

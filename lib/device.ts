@@ -1,10 +1,10 @@
 // Devices: what computes.
-import { expectAttached, expectFixedBuffers, prepareCall } from './decode';
+import { expectFixedBuffers, prepareCall, rememberBuffers } from './decode';
 import { LeanAttentionError } from './errors';
 import { type NativeDevice, type NativePlan, native } from './native';
 import type { DecodeOptions, DecodeResult } from './options';
 import { Plan, type PlanOptions } from './plan';
-import { describe, expectInteger, expectOneOf } from './validate';
+import { describe, expectInteger, expectObject, expectOneOf } from './validate';
 
 /** 'auto' takes the first CUDA device if there is one that works, else the CPU, and says why in `description`. */
 export type DeviceSpec = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
@@ -51,17 +51,24 @@ export class Device {
 
   #open = (): NativeDevice => {
     if (this.#native === undefined) {
-      throw new LeanAttentionError('DEVICE_DISPOSED', `The device ${this.name} has been disposed; open another with openDevice()`);
+      throw new LeanAttentionError(
+        'DEVICE_DISPOSED',
+        `The device ${this.name} has been disposed; open another with openDevice()`,
+      );
     }
     return this.#native;
   };
 
-  #decode = async (options: DecodeOptions, plan: { native: NativePlan; batch: number } | null): Promise<DecodeResult> => {
+  #decode = async (
+    options: DecodeOptions,
+    plan: { native: NativePlan; batch: number } | null,
+  ): Promise<DecodeResult> => {
     const device = this.#open();
     const { call, result } = prepareCall(options, plan);
     expectFixedBuffers(call);
+    const expectAttached = rememberBuffers(call);
     await device.decodeAsync(call);
-    expectAttached(call);
+    expectAttached();
     return result;
   };
 
@@ -97,6 +104,14 @@ export class Device {
 
   /** Seconds that a plain read of all these bytes takes with the threads that decode uses: the roofline. Blocks. */
   timeRead(buffers: readonly ArrayBufferView[]): number {
+    if (!Array.isArray(buffers)) throw new TypeError(`Expected \`buffers\` to be an array, got ${describe(buffers)}`);
+    for (const [index, buffer] of buffers.entries()) {
+      if (!ArrayBuffer.isView(buffer)) {
+        throw new TypeError(
+          `Expected \`buffers[${index}]\` to be a typed array or a DataView, got ${describe(buffer)}`,
+        );
+      }
+    }
     return this.#open().timeRead(buffers);
   }
 
@@ -122,18 +137,23 @@ export function openDevice(spec: DeviceSpec = 'auto', options: DeviceOptions = {
     const message = `Expected a device 'auto', 'cpu', 'cuda' or 'cuda:N', got ${describe(spec)}`;
     throw typeof spec === 'string' ? new RangeError(message) : new TypeError(message);
   }
+  expectObject('options', options);
   const threads = options.threads === undefined ? 0 : expectInteger('threads', options.threads, 1, 1024);
   if (spec.startsWith('cuda')) return new Device(native().openCuda(Number(match[1] ?? 0)), 'cuda', '');
 
   let reason = '';
   if (spec === 'auto') {
     const cuda = native().cudaStatus();
-    if (cuda.devices.length > 0) return new Device(native().openCuda(0), 'cuda', ', taken because a CUDA device was found');
+    if (cuda.devices.length > 0)
+      return new Device(native().openCuda(0), 'cuda', ', taken because a CUDA device was found');
     reason = `, taken because no CUDA device can be used: ${cuda.reason}`;
   }
   const available = native().cpuInstructionSets() as InstructionSet[];
   const instructionSet = options.instructionSet;
-  if (instructionSet !== undefined && !available.includes(expectOneOf('instructionSet', instructionSet, INSTRUCTION_SETS))) {
+  if (
+    instructionSet !== undefined &&
+    !available.includes(expectOneOf('instructionSet', instructionSet, INSTRUCTION_SETS))
+  ) {
     throw new RangeError(
       `Expected \`instructionSet\` to be one that this processor has (${available.join(', ')}), got '${instructionSet}'`,
     );

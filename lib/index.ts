@@ -1,9 +1,9 @@
 // Decode-phase attention for Node.js. This file is the public API and nothing else.
-export { Device, openDevice, type DeviceOptions, type DeviceSpec, type InstructionSet } from './device';
-export { type DType } from './dtype';
+export { Device, type DeviceOptions, type DeviceSpec, type InstructionSet, openDevice } from './device';
+export type { DType } from './dtype';
 export { type ErrorCode, LeanAttentionError } from './errors';
 export { type Installation, installation } from './installation';
-export { type DecodeOptions, type DecodeResult, type Layout, type ScheduleOptions, type Strategy } from './options';
+export type { DecodeOptions, DecodeResult, Layout, ScheduleOptions, Strategy } from './options';
 export { Plan, type PlanOptions, type PlanTensors, type Segment } from './plan';
 export { mergeStates } from './states';
 export { convert, type Tensor, type TensorData, type TensorOptions, tensor } from './tensor';

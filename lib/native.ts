@@ -71,7 +71,7 @@ export interface NativeDevice {
 }
 
 export interface Native {
-  setErrorClass(constructor: typeof LeanAttentionError): void;
+  setErrorClass(errorClass: typeof LeanAttentionError): void;
   openCpu(threads: number, instructionSet: string): NativeDevice;
   openCuda(index: number): NativeDevice;
   buildInfo(): { compiler: string; buildType: string; napiVersion: number };

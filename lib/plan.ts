@@ -1,8 +1,16 @@
 // A plan: one batch's contexts cut into work, open to inspection, and reusable for every step with the same contexts.
-import { DTYPE_CODES, type DType } from './dtype';
+
 import { prepareLengths, prepareSchedule } from './decode';
+import { DTYPE_CODES, type DType } from './dtype';
 import type { NativeDevice, NativePlan, NativePlanRequest } from './native';
-import { type DecodeOptions, type DecodeResult, LIMITS, type ScheduleOptions, STRATEGIES, type Strategy } from './options';
+import {
+  type DecodeOptions,
+  type DecodeResult,
+  LIMITS,
+  type ScheduleOptions,
+  STRATEGIES,
+  type Strategy,
+} from './options';
 import { expectInteger, expectObject, expectOneOf } from './validate';
 
 /** What a plan is made from: shapes and lengths, no tensors. */
@@ -66,7 +74,9 @@ export class Plan {
     const numKvHeads = expectInteger('numKvHeads', options.numKvHeads, 1, LIMITS.int32);
     const numQueryHeads = expectInteger('numQueryHeads', options.numQueryHeads, 1, LIMITS.int32);
     if (numQueryHeads % numKvHeads !== 0) {
-      throw new RangeError(`Expected \`numQueryHeads\` to be a multiple of numKvHeads ${numKvHeads}, got ${numQueryHeads}`);
+      throw new RangeError(
+        `Expected \`numQueryHeads\` to be a multiple of numKvHeads ${numKvHeads}, got ${numQueryHeads}`,
+      );
     }
     const headDim = expectInteger('headDim', options.headDim, 8, LIMITS.headDim);
     if (headDim % 8 !== 0) throw new RangeError(`Expected \`headDim\` to be a multiple of 8, got ${headDim}`);
@@ -133,7 +143,9 @@ export class Plan {
     const FIELDS = 10; // in the order of csrc/binding/plan.cpp
     const flat = this.#native.segments();
     return Array.from({ length: flat.length / FIELDS }, (_, index) => {
-      const [worker, processor, start, sequence, kvHead, tileBegin, tileEnd, , , contributors] = flat.subarray(index * FIELDS);
+      const [worker, processor, start, sequence, kvHead, tileBegin, tileEnd, , , contributors] = flat.subarray(
+        index * FIELDS,
+      );
       return {
         worker,
         processor,

@@ -2,8 +2,8 @@
 import { DTYPE_CODES } from './dtype';
 import { native } from './native';
 import type { DecodeResult } from './options';
-import { convert, isContiguous, numElements, type Tensor, zeros } from './tensor';
-import { describe } from './validate';
+import { convert, expectTensor, isContiguous, numElements, type Tensor, zeros } from './tensor';
+import { describe, expectObject } from './validate';
 
 /**
  * Merges decode results of the same queries over disjoint parts of a context into the result over all of them, exactly up
@@ -14,7 +14,13 @@ import { describe } from './validate';
 export function mergeStates(states: readonly DecodeResult[]): DecodeResult {
   if (!Array.isArray(states)) throw new TypeError(`Expected \`states\` to be an array, got ${describe(states)}`);
   if (states.length === 0) throw new RangeError('Expected `states` to hold at least one result, got none');
+  for (const [index, state] of (states as readonly DecodeResult[]).entries()) {
+    expectObject(`states[${index}]`, state);
+    expectTensor(`states[${index}].out`, state.out);
+    expectTensor(`states[${index}].lse`, state.lse);
+  }
   const first: Tensor = states[0].out;
+  if (first.shape.length === 0) throw new RangeError('Expected `states[0].out` shape to be [..., headDim], got []');
   for (const [index, { out, lse }] of (states as readonly DecodeResult[]).entries()) {
     expectShape(`states[${index}].out`, out, first.shape, first.dtype);
     expectShape(`states[${index}].lse`, lse, first.shape.slice(0, -1), 'f32');
@@ -35,7 +41,7 @@ const contiguousData = (t: Tensor): Tensor['data'] =>
   isContiguous(t) ? t.data.subarray(0, numElements(t.shape)) : convert(t, t.dtype).data;
 
 function expectShape(name: string, t: Tensor, shape: readonly number[], dtype: Tensor['dtype']): void {
-  if (t?.dtype !== dtype) throw new TypeError(`Expected \`${name}\` dtype to be '${dtype}', got ${describe(t?.dtype)}`);
+  if (t.dtype !== dtype) throw new TypeError(`Expected \`${name}\` dtype to be '${dtype}', got '${t.dtype}'`);
   if (t.shape.length !== shape.length || t.shape.some((length, axis) => length !== shape[axis])) {
     throw new RangeError(`Expected \`${name}\` shape to be [${shape.join(', ')}], got [${t.shape.join(', ')}]`);
   }

@@ -2,7 +2,7 @@
 import { types } from 'node:util';
 import { DTYPE_CODES, type DType, isDType } from './dtype';
 import { native } from './native';
-import { describe, expectIntegers } from './validate';
+import { describe, expectIntegers, expectObject } from './validate';
 
 /** What tensors live in. float16 and bfloat16 are bit patterns in a Uint16Array (a Float16Array is viewed as one). */
 export type TensorData = Float32Array | Uint16Array;
@@ -47,7 +47,7 @@ export function isContiguous(t: Tensor): boolean {
 /** Elements from a tensor's first one to past its last. */
 export function extent(shape: readonly number[], strides: readonly number[]): number {
   if (shape.includes(0)) return 0;
-  return 1 + shape.reduce((reach, length, axis) => reach + (length - 1) * (strides[axis]), 0);
+  return 1 + shape.reduce((reach, length, axis) => reach + (length - 1) * strides[axis], 0);
 }
 
 const isFloat16Array = (value: unknown): value is ArrayBufferView =>
@@ -61,6 +61,7 @@ const isFloat16Array = (value: unknown): value is ArrayBufferView =>
  * @throws TypeError for a wrong kind of data or dtype; RangeError for a shape that `data` cannot hold.
  */
 export function tensor(data: TensorData, shape: readonly number[], options: TensorOptions = {}): Tensor {
+  expectObject('options', options);
   let values: TensorData;
   let dtype = options.dtype;
   if (types.isFloat32Array(data)) {
@@ -72,7 +73,9 @@ export function tensor(data: TensorData, shape: readonly number[], options: Tens
     values = new Uint16Array(view.buffer as ArrayBuffer, view.byteOffset, view.byteLength / 2);
   } else if (types.isUint16Array(data)) {
     if (dtype === undefined) {
-      throw new TypeError("Expected `dtype` 'f16' or 'bf16' for a Uint16Array, which holds bit patterns of either, got undefined");
+      throw new TypeError(
+        "Expected `dtype` 'f16' or 'bf16' for a Uint16Array, which holds bit patterns of either, got undefined",
+      );
     }
     values = data;
   } else {
@@ -85,9 +88,12 @@ export function tensor(data: TensorData, shape: readonly number[], options: Tens
     );
   }
   const lengths = expectIntegers('shape', shape, 0);
-  const strides = options.strides === undefined ? contiguousStrides(lengths) : expectIntegers('strides', options.strides, 0);
+  const strides =
+    options.strides === undefined ? contiguousStrides(lengths) : expectIntegers('strides', options.strides, 0);
   if (strides.length !== lengths.length) {
-    throw new RangeError(`Expected \`strides\` to have an entry for each of the ${lengths.length} axes, got ${strides.length}`);
+    throw new RangeError(
+      `Expected \`strides\` to have an entry for each of the ${lengths.length} axes, got ${strides.length}`,
+    );
   }
   const needed = extent(lengths, strides);
   if (needed > values.length) {
@@ -96,6 +102,27 @@ export function tensor(data: TensorData, shape: readonly number[], options: Tens
     );
   }
   return { data: values, dtype, shape: Object.freeze(lengths), strides: Object.freeze(strides) };
+}
+
+/** That a value is a tensor whose data still holds what its shape says: callers may make their own, or detach buffers. */
+export function expectTensor(name: string, value: unknown): Tensor {
+  const t = value as Tensor | null | undefined;
+  const isTensor =
+    typeof t === 'object' &&
+    t !== null &&
+    isDType(t.dtype) &&
+    (t.dtype === 'f32' ? types.isFloat32Array(t.data) : types.isUint16Array(t.data)) &&
+    Array.isArray(t.shape) &&
+    Array.isArray(t.strides) &&
+    t.strides.length === t.shape.length;
+  if (!isTensor) throw new TypeError(`Expected \`${name}\` to be a tensor (see tensor()), got ${describe(value)}`);
+  const needed = extent(t.shape, t.strides);
+  if (!(needed <= t.data.length)) {
+    throw new TypeError(
+      `Expected \`${name}\` to hold ${needed} elements, got ${t.data.length}: its ArrayBuffer was detached or shrunk after tensor() was called`,
+    );
+  }
+  return t;
 }
 
 /** A contiguous tensor of zeros. */
@@ -107,16 +134,18 @@ export function zeros(shape: readonly number[], dtype: DType): Tensor {
 /** The elements of a strided tensor, in order, in one contiguous array. */
 function gather(source: Tensor): TensorData {
   const { data, shape, strides } = source;
-  const target = types.isFloat32Array(data) ? new Float32Array(numElements(shape)) : new Uint16Array(numElements(shape));
+  const target = types.isFloat32Array(data)
+    ? new Float32Array(numElements(shape))
+    : new Uint16Array(numElements(shape));
   const index = new Array<number>(shape.length).fill(0);
   let offset = 0;
   for (let i = 0; i < target.length; i++) {
     target[i] = data[offset];
     for (let axis = shape.length - 1; axis >= 0; axis--) {
       offset += strides[axis];
-      index[axis] = (index[axis]) + 1;
-      if ((index[axis]) < (shape[axis])) break;
-      offset -= (strides[axis]) * (shape[axis]);
+      index[axis] = index[axis] + 1;
+      if (index[axis] < shape[axis]) break;
+      offset -= strides[axis] * shape[axis];
       index[axis] = 0;
     }
   }
@@ -125,6 +154,7 @@ function gather(source: Tensor): TensorData {
 
 /** A contiguous copy in another element type, rounded to nearest, ties to even. */
 export function convert(source: Tensor, dtype: DType): Tensor {
+  expectTensor('source', source);
   if (!isDType(dtype)) throw new TypeError(`Expected \`dtype\` to be 'f32', 'f16' or 'bf16', got ${describe(dtype)}`);
   const values = isContiguous(source) ? source.data.subarray(0, numElements(source.shape)) : gather(source);
   const target = zeros(source.shape, dtype);

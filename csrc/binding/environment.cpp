@@ -82,7 +82,12 @@ Napi::Promise Environment::start(std::shared_ptr<Backend> backend, std::shared_p
 }
 
 void Environment::on_ended(Napi::Env env, Napi::Function, Environment* self, Pending* pending) {
-  if (static_cast<napi_env>(env) != nullptr) self->settle(env, pending);  // null: the environment is closing
+  if (static_cast<napi_env>(env) == nullptr) return;  // the environment is closing
+  try {
+    self->settle(env, pending);
+  } catch (const Napi::Error&) {
+    // The thread is being terminated: JavaScript runs no more, and nobody waits for the promise.
+  }
 }
 
 void Environment::settle(Napi::Env env, Pending* pending) {

@@ -57,6 +57,11 @@ Plan::Plan(const PlanRequest& request, std::vector<int32_t> context_lengths)
                                                    std::to_string(request.processors) + " workers");
   }
   schedule_ = make_schedule(request_, map(), longest);
+  constexpr int64_t kMaxWorkers = int64_t{1} << 24;  // what inspecting a plan goes through one by one
+  if (schedule_.num_workers > kMaxWorkers)
+    throw Error(ErrorCode::kInvalidArgument, "Expected sequences x KV heads x splits to make at most " +
+                                                 std::to_string(kMaxWorkers) + " workers, got " +
+                                                 std::to_string(schedule_.num_workers));
   has_partials_ = any_partials(schedule_, map());
 }
 

@@ -1,4 +1,5 @@
 // Devices: what computes.
+/// <reference lib="esnext.disposable" preserve="true" />
 import { expectFixedBuffers, prepareCall, rememberBuffers } from './decode';
 import { LeanAttentionError } from './errors';
 import { type NativeDevice, type NativePlan, native } from './native';

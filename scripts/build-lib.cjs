@@ -11,7 +11,10 @@ const dist = path.join(root, 'dist');
 
 rmSync(dist, { recursive: true, force: true });
 const tsc = require.resolve('typescript/bin/tsc');
-const compiled = spawnSync(process.execPath, [tsc, '-p', path.join(root, 'tsconfig.json')], { cwd: root, stdio: 'inherit' });
+const compiled = spawnSync(process.execPath, [tsc, '-p', path.join(root, 'tsconfig.json')], {
+  cwd: root,
+  stdio: 'inherit',
+});
 if (compiled.status !== 0) process.exit(compiled.status ?? 1);
 
 // The names that lib/index.ts exports as values; types come along through `export *`.
@@ -21,6 +24,9 @@ const names = [...source.matchAll(/^export \{([^}]*)\} from/gm)]
   .map((name) => name.trim())
   .filter((name) => name !== '' && !name.startsWith('type '))
   .sort();
-writeFileSync(path.join(dist, 'index.mjs'), `import api from './index.js';\n\nexport const { ${names.join(', ')} } = api;\n`);
+writeFileSync(
+  path.join(dist, 'index.mjs'),
+  `import api from './index.js';\n\nexport const { ${names.join(', ')} } = api;\n`,
+);
 writeFileSync(path.join(dist, 'index.d.mts'), "export * from './index.js';\n");
 chmodSync(path.join(dist, 'cli/main.js'), 0o755);

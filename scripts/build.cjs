@@ -38,6 +38,8 @@ if (!spawnSync('ninja', ['--version']).error && !existsSync(path.join(root, 'bui
 arguments_.push('--parallel', String(Math.max(1, require('node:os').availableParallelism())));
 const result = spawnSync(process.execPath, arguments_, { cwd: root, stdio: 'inherit' });
 if (result.status !== 0) {
-  fail('the native addon did not build (see above). It needs CMake 3.21 and a C++20 compiler (g++ 11, clang 14 or newer).');
+  fail(
+    'the native addon did not build (see above). It needs CMake 3.21 and a C++20 compiler (g++ 11, clang 14 or newer).',
+  );
 }
 if (!loads()) fail('the native addon was built but does not load.');

@@ -10,7 +10,9 @@ const tool = ['clang-format-19', 'clang-format'].find((name) =>
   /version 19\./.test(spawnSync(name, ['--version'], { encoding: 'utf8' }).stdout ?? ''),
 );
 if (!tool) {
-  console.error('clang-format 19 is needed, because other versions format differently (Debian: apt-get install clang-format-19).');
+  console.error(
+    'clang-format 19 is needed, because other versions format differently (Debian: apt-get install clang-format-19).',
+  );
   process.exit(1);
 }
 const list = ['ls-files', '--cached', '--others', '--exclude-standard', 'csrc', 'test'];

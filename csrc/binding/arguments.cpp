@@ -86,14 +86,16 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
   if (strategy < 0 || strategy > 2) refuse("Expected a strategy number from 0 to 2, got " + std::to_string(strategy));
   request.strategy = static_cast<Strategy>(strategy);
   request.processors = integer(object, "workers");
-  if (request.processors == 0) request.processors = backend.processors();
   request.splits = integer(object, "splits");
   request.num_kv_heads = int32(object, "numKvHeads");
   constexpr int64_t kMaxWorkers = 1 << 20;
-  if (request.processors < 1 || request.processors > kMaxWorkers || request.splits < 0 ||
+  if (request.processors < 0 || request.processors > kMaxWorkers || request.splits < 0 ||
       request.splits > kMaxWorkers || request.num_kv_heads < 1)
-    refuse("Expected workers from 1 to 1048576, splits from 0 to 1048576 and at least one KV head");
-  request.tile_tokens = backend.tile_tokens(int32(object, "headDim"), dtype(object.Get("kvType")));
+    refuse("Expected workers from 0 to 1048576, splits from 0 to 1048576 and at least one KV head");
+  const int32_t head_dim = int32(object, "headDim");
+  const DType kv_type = dtype(object.Get("kvType"));
+  if (request.processors == 0) request.processors = backend.default_workers(head_dim, kv_type);
+  request.tile_tokens = backend.tile_tokens(head_dim, kv_type);
   return request;
 }
 

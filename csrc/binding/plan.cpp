@@ -26,7 +26,8 @@ Napi::Value NativePlan::summary(const Napi::CallbackInfo& info) {
     Napi::Object summary = Napi::Object::New(env);
     const auto set = [&](const char* name, int64_t value) { summary.Set(name, static_cast<double>(value)); };
     set("workers", plan_->request().processors);
-    set("splits", plan_->schedule().num_splits);
+    // What the caller asked for: the schedule may hold fewer, where no context has as many tiles.
+    set("splits", plan_->request().splits > 0 ? plan_->request().splits : plan_->schedule().num_splits);
     set("tileTokens", plan_->request().tile_tokens);
     set("numTiles", plan_->schedule().num_tiles);
     set("makespan", plan_->makespan());

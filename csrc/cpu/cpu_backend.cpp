@@ -12,7 +12,7 @@
 #endif
 
 #include "../runtime/error.h"
-#include "thread_pool.h"
+#include "../runtime/thread_pool.h"
 #include "worker.h"
 
 namespace lean::cpu {
@@ -42,6 +42,7 @@ class CpuBackend final : public Backend {
   std::string name() const override { return "cpu"; }
   std::string instruction_set() const override { return tile_.name; }
   int64_t processors() const override { return pool_.num_threads(); }
+  int64_t default_workers(int32_t, DType) const override { return pool_.num_threads(); }
   int32_t tile_tokens(int32_t, DType) const override { return kTileTokens; }
   size_t workspace_bytes(const Plan& plan, int32_t rows, int32_t head_dim) const override {
     return Workspace::bytes(plan, rows, head_dim);

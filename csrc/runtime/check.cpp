@@ -26,19 +26,22 @@ class Extent {
     int64_t reach;
     if (stride < 0 || __builtin_mul_overflow(count - 1, stride, &reach) ||
         __builtin_add_overflow(elements_, reach, &elements_))
-      refuse("Expected strides of `" + std::string(name_) + "` that are not negative and stay in 64 bits, got " +
-             std::to_string(stride));
+      refuse_stride(stride);
     return *this;
   }
 
-  void fits(size_t bytes, DType type) const {
-    const size_t held = bytes / static_cast<size_t>(dtype_size(type));
-    if (static_cast<uint64_t>(elements_) > held)
-      refuse("Expected `" + std::string(name_) + "` to hold " + std::to_string(elements_) + " elements, got " +
-             std::to_string(held));
+  size_t bytes(DType type) const {
+    int64_t bytes;
+    if (__builtin_mul_overflow(elements_, dtype_size(type), &bytes)) refuse_stride(elements_);
+    return static_cast<size_t>(bytes);
   }
 
  private:
+  [[noreturn]] void refuse_stride(int64_t stride) const {
+    refuse("Expected strides of `" + std::string(name_) + "` that are not negative and stay in 64 bits, got " +
+           std::to_string(stride));
+  }
+
   const char* name_;
   int64_t elements_ = 1;
 };
@@ -84,30 +87,48 @@ bool check_contexts(const DecodeParams& params) {
   return any;
 }
 
+size_t cache_bytes(const char* name, const DecodeParams& params, const CacheStrides& strides) {
+  if (params.num_pages == 0) return 0;
+  return Extent(name)
+      .axis(params.num_pages, strides.page)
+      .axis(params.page_tokens, strides.token)
+      .axis(params.num_kv_heads, strides.head)
+      .axis(params.head_dim, 1)
+      .bytes(params.kv_type);
+}
+
+void expect_fits(const char* name, size_t needed, size_t held, DType type) {
+  const auto size = static_cast<size_t>(dtype_size(type));
+  if (needed > held)
+    refuse("Expected `" + std::string(name) + "` to hold " + std::to_string(needed / size) + " elements, got " +
+           std::to_string(held / size));
+}
+
 }  // namespace
+
+BufferSizes needed_bytes(const DecodeParams& params) {
+  const int64_t rows = int64_t{params.batch} * params.query_len * params.num_query_heads;
+  const Extent q = Extent("q")
+                       .axis(params.batch, params.q_strides.sequence)
+                       .axis(params.query_len, params.q_strides.query)
+                       .axis(params.num_query_heads, params.q_strides.head)
+                       .axis(params.head_dim, 1);
+  return {q.bytes(params.q_type), cache_bytes("k", params, params.k_strides),
+          cache_bytes("v", params, params.v_strides),
+          Extent("out").axis(rows, params.head_dim).axis(params.head_dim, 1).bytes(params.q_type),
+          Extent("lse").axis(rows, 1).bytes(DType::kF32)};
+}
 
 void check_params(const DecodeParams& params, const BufferSizes& sizes) {
   check_shape(params);
-  const int64_t rows = int64_t{params.batch} * params.query_len * params.num_query_heads;
-  Extent("q")
-      .axis(params.batch, params.q_strides.sequence)
-      .axis(params.query_len, params.q_strides.query)
-      .axis(params.num_query_heads, params.q_strides.head)
-      .axis(params.head_dim, 1)
-      .fits(sizes.q, params.q_type);
-  Extent("out").axis(rows, params.head_dim).axis(params.head_dim, 1).fits(sizes.out, params.q_type);
-  Extent("lse").axis(rows, 1).fits(sizes.lse, DType::kF32);
-  if (!check_contexts(params)) return;  // nothing of K or V is read
-  const auto check_cache = [&](const char* name, const CacheStrides& strides, size_t bytes) {
-    Extent(name)
-        .axis(params.num_pages, strides.page)
-        .axis(params.page_tokens, strides.token)
-        .axis(params.num_kv_heads, strides.head)
-        .axis(params.head_dim, 1)
-        .fits(bytes, params.kv_type);
-  };
-  check_cache("k", params.k_strides, sizes.k);
-  check_cache("v", params.v_strides, sizes.v);
+  const bool reads_cache = check_contexts(params);
+  const BufferSizes needed = needed_bytes(params);
+  expect_fits("q", needed.q, sizes.q, params.q_type);
+  expect_fits("out", needed.out, sizes.out, params.q_type);
+  expect_fits("lse", needed.lse, sizes.lse, DType::kF32);
+  if (!reads_cache) return;
+  expect_fits("k", needed.k, sizes.k, params.kv_type);
+  expect_fits("v", needed.v, sizes.v, params.kv_type);
 }
 
 }  // namespace lean

@@ -18,6 +18,9 @@ struct BufferSizes {
   size_t lse;
 };
 
+// The bytes that a call with these parameters reaches from each pointer on. Throws where they do not fit 64 bits.
+BufferSizes needed_bytes(const DecodeParams& params);
+
 // Checks shapes, strides, sizes, context lengths and every page index that a context reaches.
 // Page-table entries past a context are not looked at. Throws Error(kInvalidArgument) with one sentence.
 void check_params(const DecodeParams& params, const BufferSizes& sizes);

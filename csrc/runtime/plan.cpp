@@ -18,8 +18,10 @@ Schedule make_schedule(const PlanRequest& request, const TileMap& map, int64_t l
     case Strategy::kFlashAttention2:
       return flash_attention_2_schedule(map);
     case Strategy::kFixedSplit: {
-      const int64_t splits =
-          request.splits > 0 ? request.splits : choose_num_splits(map.num_outputs(), longest_tiles, request.processors);
+      // More splits than the longest context has tiles would be workers, and scratch, for nothing.
+      const int64_t splits = request.splits > 0
+                                 ? std::min(request.splits, std::max<int64_t>(longest_tiles, 1))
+                                 : choose_num_splits(map.num_outputs(), longest_tiles, request.processors);
       return fixed_split_schedule(map, splits);
     }
     case Strategy::kLean:

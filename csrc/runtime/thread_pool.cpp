@@ -4,7 +4,7 @@
 #include <chrono>
 #include <utility>
 
-namespace lean::cpu {
+namespace lean {
 
 namespace {
 
@@ -148,4 +148,4 @@ void ThreadPool::thread_main(int thread) {
   }
 }
 
-}  // namespace lean::cpu
+}  // namespace lean

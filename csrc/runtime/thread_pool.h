@@ -15,7 +15,7 @@
 #include <thread>
 #include <vector>
 
-namespace lean::cpu {
+namespace lean {
 
 class ThreadPool {
  public:
@@ -66,4 +66,4 @@ class ThreadPool {
   std::vector<std::thread> threads_;
 };
 
-}  // namespace lean::cpu
+}  // namespace lean

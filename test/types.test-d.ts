@@ -1,0 +1,109 @@
+// Types as callers meet them; checked by `npm run test:types`, never run. Each @ts-expect-error fails when its line is right.
+import {
+  type convert,
+  type DecodeOptions,
+  type DecodeResult,
+  type Device,
+  type DeviceSpec,
+  type DType,
+  type ErrorCode,
+  type Installation,
+  type InstructionSet,
+  type installation,
+  type Layout,
+  LeanAttentionError,
+  mergeStates,
+  openDevice,
+  type Plan,
+  type PlanTensors,
+  type Segment,
+  type Strategy,
+  type Tensor,
+  type TensorData,
+  tensor,
+} from 'lean-attention';
+
+/** The same type, not one that merely fits: `any` and unions that are too wide fail. */
+type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
+function exact<_T extends true>(): void {}
+
+exact<Same<DType, 'f32' | 'f16' | 'bf16'>>();
+exact<Same<Strategy, 'lean' | 'fixed-split' | 'flash-attention-2'>>();
+exact<Same<Layout, 'NHD' | 'HND'>>();
+exact<Same<InstructionSet, 'avx512' | 'avx2' | 'portable'>>();
+exact<Same<DeviceSpec, 'auto' | 'cpu' | 'cuda' | `cuda:${number}`>>();
+exact<
+  Same<
+    ErrorCode,
+    | 'BUFFER_DETACHED'
+    | 'CANCELLED'
+    | 'CUDA_UNAVAILABLE'
+    | 'DEVICE_DISPOSED'
+    | 'DEVICE_LOST'
+    | 'INTERNAL'
+    | 'NATIVE_LOAD_FAILED'
+    | 'OUT_OF_MEMORY'
+  >
+>();
+
+const device = openDevice('cpu', { threads: 2, instructionSet: 'portable' });
+exact<Same<typeof device, Device>>();
+exact<Same<typeof device.type, 'cpu' | 'cuda'>>();
+exact<Same<ReturnType<typeof installation>, Installation>>();
+
+const q = tensor(new Float32Array(64), [1, 1, 64]);
+exact<Same<typeof q, Tensor>>();
+exact<Same<TensorData, Float32Array | Uint16Array>>();
+exact<Same<Tensor['shape'], readonly number[]>>();
+exact<Same<ReturnType<typeof convert>, Tensor>>();
+
+const options: DecodeOptions = { q, k: q, v: q };
+const promised = device.decode(options);
+const result = device.decodeSync({
+  ...options,
+  layout: 'HND',
+  contextLengths: [1] as const,
+  pageTable: [[0]] as const,
+});
+exact<Same<typeof promised, Promise<DecodeResult>>>();
+exact<Same<typeof result, DecodeResult>>();
+exact<Same<ReturnType<typeof mergeStates>, DecodeResult>>();
+mergeStates([result, result] as const);
+
+const plan = device.plan({ numQueryHeads: 8, numKvHeads: 2, headDim: 64, contextLengths: Int32Array.of(1) });
+exact<Same<typeof plan, Plan>>();
+exact<Same<ReturnType<typeof plan.segments>, Segment[]>>();
+exact<Same<Parameters<typeof plan.decode>[0], PlanTensors>>();
+exact<Same<ReturnType<typeof plan.decodeSync>, DecodeResult>>();
+
+const error = new LeanAttentionError('OUT_OF_MEMORY', 'too much');
+exact<Same<typeof error.code, ErrorCode>>();
+
+// @ts-expect-error: no such device
+openDevice('gpu');
+// @ts-expect-error: an index is a number
+openDevice('cuda:first');
+// @ts-expect-error: no such option
+openDevice('cpu', { cores: 2 });
+// @ts-expect-error: no such instruction set
+openDevice('cpu', { instructionSet: 'sse2' });
+// @ts-expect-error: no such strategy
+device.decode({ ...options, strategy: 'flash-decoding' });
+// @ts-expect-error: no such layout
+device.decode({ ...options, layout: 'BNHD' });
+// @ts-expect-error: v is needed
+device.decode({ q, k: q });
+// @ts-expect-error: a typed array is no tensor
+device.decode({ ...options, q: new Float32Array(64) });
+// @ts-expect-error: lengths are 32-bit integers
+device.decode({ ...options, contextLengths: new Float64Array(1) });
+// @ts-expect-error: the plan has its own schedule
+plan.decode({ ...options, strategy: 'lean' as Strategy, workers: 2 } satisfies PlanTensors);
+// @ts-expect-error: headDim is needed
+device.plan({ numQueryHeads: 8, numKvHeads: 2, contextLengths: [1] });
+// @ts-expect-error: no such type
+tensor(new Uint16Array(8), [8], { dtype: 'fp8' });
+// @ts-expect-error: no doubles
+tensor(new Float64Array(8), [8]);
+// @ts-expect-error: shapes do not change
+q.shape[0] = 2;

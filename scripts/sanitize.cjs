@@ -38,7 +38,7 @@ let sound = true;
 for (const name of chosen) {
   const folder = path.join('build', `sanitize-${name}`);
   const configure = ['-S', '.', '-B', folder, '-DLEAN_ATTENTION_NATIVE_TESTS=ON', '-DCMAKE_BUILD_TYPE=RelWithDebInfo'];
-  configure.push(`-DLEAN_ATTENTION_SANITIZE=${SANITIZERS[name]}`, '--log-level=WARNING');
+  configure.push(`-DLEAN_ATTENTION_SANITIZE=${SANITIZERS[name]}`, '-DLEAN_ATTENTION_CUDA=off', '--log-level=WARNING');
   if (!existsSync(path.join(root, folder)) && !spawnSync('ninja', ['--version']).error) configure.push('-G', 'Ninja');
   console.log(`== ${SANITIZERS[name]}`);
   const passed =

@@ -14,7 +14,15 @@ function run(command: string, args: string[]): { status: number | null; output: 
 }
 
 const generator = existsSync(folder) || spawnSync('ninja', ['--version']).error ? [] : ['-G', 'Ninja'];
-const configured = run('cmake', ['-S', '.', '-B', folder, '-DLEAN_ATTENTION_NATIVE_TESTS=ON', ...generator]);
+const configured = run('cmake', [
+  '-S',
+  '.',
+  '-B',
+  folder,
+  '-DLEAN_ATTENTION_NATIVE_TESTS=ON',
+  '-DLEAN_ATTENTION_CUDA=off',
+  ...generator,
+]);
 // The whole of it: the compile check of the shared headers as device code too, where nvcc is found.
 const built = configured.status === 0 ? run('cmake', ['--build', folder, '--parallel']) : configured;
 const ran = built.status === 0 ? run(path.join(folder, 'native_tests'), []) : built;

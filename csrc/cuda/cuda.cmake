@@ -1,21 +1,70 @@
-# Looks for the CUDA toolkit where people have it, and builds what stands for CUDA in this addon.
-find_program(LEAN_ATTENTION_NVCC_PATH nvcc
-  HINTS ENV CUDA_PATH ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
-if(LEAN_ATTENTION_NVCC_PATH)
-  set(LEAN_ATTENTION_NVCC "found")
-else()
-  set(LEAN_ATTENTION_NVCC "not found")
-endif()
-message(STATUS "CUDA toolkit: ${LEAN_ATTENTION_NVCC}")
+# CUDA: the backend and its kernels where the toolkit is found, one file that stands in for them where it is not.
+#   LEAN_ATTENTION_CUDA           auto (default) or off
+#   LEAN_ATTENTION_CUDA_ARCHS     such as 80-real;90a-real;86-virtual; default: the GPUs found, else sm_80, sm_90a and PTX
+set(LEAN_ATTENTION_CUDA auto CACHE STRING "Build the CUDA backend: auto or off")
+set(LEAN_ATTENTION_CUDA_ARCHS "" CACHE STRING "Architectures to build the CUDA kernels for")
 
-target_sources(lean_attention_core PRIVATE csrc/cuda/cuda_stand_in.cpp)
-set_source_files_properties(csrc/cuda/cuda_stand_in.cpp PROPERTIES
-  COMPILE_DEFINITIONS "LEAN_ATTENTION_NVCC=\"${LEAN_ATTENTION_NVCC}\"")
+find_program(LEAN_ATTENTION_NVCC nvcc HINTS ENV CUDA_PATH ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
+if(NOT LEAN_ATTENTION_NVCC)
+  set(why "the CUDA toolkit was not found when it was built; install it, then run: node scripts/build.cjs")
+elseif(LEAN_ATTENTION_CUDA STREQUAL "off")
+  set(why "it was built with LEAN_ATTENTION_CUDA=off")
+else()
+  set(why "")
+endif()
+
+if(why)
+  message(STATUS "CUDA: no, ${why}")
+  target_sources(lean_attention_core PRIVATE csrc/cuda/cuda_stand_in.cpp)
+  set_source_files_properties(csrc/cuda/cuda_stand_in.cpp PROPERTIES COMPILE_DEFINITIONS "LEAN_ATTENTION_WHY=\"${why}\"")
+else()
+  set(archs ${LEAN_ATTENTION_CUDA_ARCHS})
+  if(NOT archs)
+    # PTX of sm_86 holds the variant that every later GPU can run.
+    find_program(LEAN_ATTENTION_NVIDIA_SMI nvidia-smi)
+    if(LEAN_ATTENTION_NVIDIA_SMI)
+      execute_process(COMMAND ${LEAN_ATTENTION_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
+        OUTPUT_VARIABLE capabilities OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+      string(REGEX MATCHALL "[0-9]+[.][0-9]+" capabilities "${capabilities}")
+      foreach(capability IN LISTS capabilities)
+        string(REPLACE "." "" capability ${capability})
+        if(capability STREQUAL "90" OR capability STREQUAL "100")
+          string(APPEND capability "a")
+        endif()
+        list(APPEND archs ${capability}-real)
+      endforeach()
+      list(REMOVE_DUPLICATES archs)
+    endif()
+    if(NOT archs)
+      set(archs 80-real 90a-real 86-virtual)
+    endif()
+  endif()
+  message(STATUS "CUDA: ${LEAN_ATTENTION_NVCC} for ${archs}")
+
+  # Before the language is enabled: CMake tests the compiler with them.
+  set(CMAKE_CUDA_COMPILER ${LEAN_ATTENTION_NVCC})
+  set(CMAKE_CUDA_ARCHITECTURES ${archs})
+  set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+  set(CMAKE_CUDA_STANDARD 20)
+  enable_language(CUDA)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc speaks C++20
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+  endif()
+  set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
+  file(GLOB instances CONFIGURE_DEPENDS csrc/cuda/instances/*.cu)
+  set_source_files_properties(csrc/cuda/cuda_api.cpp PROPERTIES LANGUAGE CUDA)  # for the toolkit's headers
+  add_library(lean_attention_cuda OBJECT csrc/cuda/cuda_api.cpp csrc/cuda/cuda_backend.cpp csrc/cuda/launch.cpp ${instances})
+  target_sources(lean_attention_core PRIVATE $<TARGET_OBJECTS:lean_attention_cuda>)
+  # The static runtime and no driver library: the addon loads on machines without a driver, and finds no devices there.
+  find_package(CUDAToolkit REQUIRED)
+  target_link_libraries(lean_attention_core PUBLIC CUDA::cudart_static)
+endif()
 
 # The shared headers must also compile as device code.
-if(LEAN_ATTENTION_NATIVE_TESTS AND LEAN_ATTENTION_NVCC_PATH)
+if(LEAN_ATTENTION_NATIVE_TESTS AND LEAN_ATTENTION_NVCC)
   add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/core_device_check.o
-    COMMAND ${LEAN_ATTENTION_NVCC_PATH} -std=c++20 -arch=sm_80 -c ${CMAKE_SOURCE_DIR}/test/native/core_device_check.cu
+    COMMAND ${LEAN_ATTENTION_NVCC} -std=c++20 -arch=sm_80 -c ${CMAKE_SOURCE_DIR}/test/native/core_device_check.cu
             -o ${CMAKE_BINARY_DIR}/core_device_check.o
     DEPENDS test/native/core_device_check.cu csrc/core/schedule.h csrc/core/softmax_state.h csrc/core/numeric.h
             csrc/core/decode_params.h)

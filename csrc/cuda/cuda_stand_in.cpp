@@ -5,10 +5,7 @@
 namespace lean::cuda {
 
 CudaStatus cuda_status() {
-  return {false,
-          "this build of lean-attention holds no CUDA kernels yet (the CUDA toolkit was " LEAN_ATTENTION_NVCC
-          " when it was built); use the device 'cpu'",
-          {}};
+  return {false, "this build of lean-attention holds no CUDA kernels: " LEAN_ATTENTION_WHY, {}};
 }
 
 std::shared_ptr<Backend> open_cuda(int) {

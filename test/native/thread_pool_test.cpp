@@ -13,7 +13,6 @@ namespace lean::test {
 
 namespace {
 
-
 TEST(pool_run_calls_every_task_once) {
   for (const int threads : {1, 2, 3, 8}) {
     ThreadPool pool(threads);

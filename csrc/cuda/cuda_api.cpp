@@ -1,0 +1,178 @@
+// The thin interface over the CUDA runtime itself.
+#include "cuda_api.h"
+
+#include <cuda_runtime_api.h>
+
+#include <source_location>
+
+#include "../runtime/error.h"
+
+namespace lean::cuda::api {
+
+namespace {
+
+std::string megabytes(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+// Faults after which every call on the device fails until the process ends.
+bool is_sticky(cudaError_t status) {
+  switch (status) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorAssert:
+      return true;
+    default:
+      return false;
+  }
+}
+
+void check(cudaError_t status, const char* what, std::source_location where = std::source_location::current()) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that is not sticky must not be met again by the next call
+  const std::string text =
+      std::string(what) + " failed: " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")";
+  if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver || status == cudaErrorInvalidDevice ||
+      status == cudaErrorNoKernelImageForDevice)
+    throw Error(ErrorCode::kCudaUnavailable, text, where);
+  if (is_sticky(status))
+    throw Error(ErrorCode::kDeviceLost, text + "; the device can be used again only by a new process", where);
+  throw Error(ErrorCode::kDeviceLost, text, where);
+}
+
+cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+}  // namespace
+
+int count_devices(std::string& problem) noexcept {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess && count > 0) return count;
+  cudaGetLastError();
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0)
+    problem = "no NVIDIA driver was found; install one, or use the device 'cpu'";
+  else if (status == cudaErrorInsufficientDriver)
+    problem = "the NVIDIA driver supports CUDA " + version(driver) + ", this build needs " + version(runtime) +
+              "; update the driver, or use the device 'cpu'";
+  else if (status == cudaErrorNoDevice || status == cudaSuccess)
+    problem = "the NVIDIA driver found no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the device 'cpu'";
+  else
+    problem = std::string("the CUDA runtime did not start: ") + cudaGetErrorString(status);
+  return 0;
+}
+
+DeviceInfo device_info(int device) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device), "Reading the device's properties");
+  return {properties.name,           properties.major,
+          properties.minor,          properties.multiProcessorCount,
+          properties.totalGlobalMem, properties.sharedMemPerBlockOptin};
+}
+
+void use_device(int device) { check(cudaSetDevice(device), "Choosing the device"); }
+
+int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "Reading the current device");
+  return device;
+}
+
+void* allocate(size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw Error(ErrorCode::kOutOfMemory, "Not enough memory on the device: asked for " + megabytes(bytes) + ", " +
+                                             megabytes(free) + " of " + megabytes(total) + " are free");
+  }
+  check(status, "Allocating device memory");
+  return memory;
+}
+
+void release(void* memory) noexcept {
+  if (memory) cudaFree(memory);
+}
+
+void copy_to_device(void* target, const void* source, size_t bytes, Stream stream) {
+  check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, native(stream)), "Copying to the device");
+}
+
+void copy_to_host(void* target, const void* source, size_t bytes, Stream stream) {
+  check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, native(stream)), "Copying to the host");
+}
+
+void clear(void* memory, size_t bytes, Stream stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, native(stream)), "Clearing device memory");
+}
+
+Stream create_stream() {
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "Creating a stream");
+  return stream;
+}
+
+void destroy_stream(Stream stream) noexcept {
+  if (stream) cudaStreamDestroy(native(stream));
+}
+
+void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "The work on the device"); }
+
+Event create_event() {
+  cudaEvent_t event;
+  check(cudaEventCreate(&event), "Creating an event");
+  return event;
+}
+
+void destroy_event(Event event) noexcept {
+  if (event) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+}
+
+void record(Event event, Stream stream) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event), native(stream)), "Recording an event");
+}
+
+float milliseconds_between(Event start, Event end) {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(start), static_cast<cudaEvent_t>(end)), "Timing");
+  return milliseconds;
+}
+
+KernelCode kernel_code(const void* kernel) {
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+    cudaGetLastError();
+    return {false, 0};
+  }
+  return {true, attributes.ptxVersion};
+}
+
+int resident_ctas(const void* kernel, int threads, int shared_bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "Shared memory");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        "Shared memory");
+  int ctas = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas, kernel, threads, static_cast<size_t>(shared_bytes)),
+        "Occupancy");
+  return ctas;
+}
+
+void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* params, Stream stream) {
+  void* arguments[] = {params};
+  check(cudaLaunchKernel(kernel, dim3(grid.x, grid.y), dim3(static_cast<unsigned>(threads)), arguments,
+                         static_cast<size_t>(shared_bytes), native(stream)),
+        "Launching the kernel");
+}
+
+}  // namespace lean::cuda::api

@@ -1,0 +1,65 @@
+// The CUDA runtime calls that the backend makes, as one thin interface. Two implementations are linked in its place:
+// cuda_api.cpp makes the calls; the tests' (test/rehearsal) keeps "device memory" on the host, runs the rehearsed
+// kernels and can be told to fail. No CUDA header here, so that code above it builds without the toolkit.
+//
+// Every function throws Error with the code that fits: kOutOfMemory with what was asked and what is free, kDeviceLost
+// for a fault that the device does not recover from, kCudaUnavailable where there is nothing to run on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace lean::cuda::api {
+
+using Stream = void*;  // null: the default stream
+using Event = void*;
+
+struct DeviceInfo {
+  std::string name;
+  int major;  // compute capability
+  int minor;
+  int num_processors;
+  size_t memory_bytes;
+  size_t shared_bytes_per_block;  // the most that a kernel may ask for
+};
+
+// How many devices there are; none with the reason, and what to do, in `problem`. Never throws.
+int count_devices(std::string& problem) noexcept;
+DeviceInfo device_info(int device);
+void use_device(int device);  // for the calling thread
+int current_device();
+
+void* allocate(size_t bytes);
+void release(void* memory) noexcept;
+
+// In stream order; host memory that is not pinned is copied before they return.
+void copy_to_device(void* target, const void* source, size_t bytes, Stream stream);
+void copy_to_host(void* target, const void* source, size_t bytes, Stream stream);
+void clear(void* memory, size_t bytes, Stream stream);
+
+Stream create_stream();
+void destroy_stream(Stream stream) noexcept;
+void synchronize(Stream stream);  // reports what went wrong in the work before it
+
+Event create_event();
+void destroy_event(Event event) noexcept;
+void record(Event event, Stream stream);
+float milliseconds_between(Event start, Event end);  // both must have happened
+
+// A kernel is named by its function's address (instances.h).
+struct KernelCode {
+  bool present;          // there is machine code for the current device
+  int ptx_architecture;  // 10 x major + minor of what it was compiled from
+};
+KernelCode kernel_code(const void* kernel);
+// CTAs that a processor holds at once, after the kernel was allowed this much shared memory.
+int resident_ctas(const void* kernel, int threads, int shared_bytes);
+
+struct Grid {
+  unsigned x;
+  unsigned y;
+};
+void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* params, Stream stream);
+
+}  // namespace lean::cuda::api

@@ -1,0 +1,225 @@
+// The CUDA backend for tensors in host memory: each call's tensors are staged on the device, computed in one launch and
+// copied back. Calls run one after the other on a stream of the backend's own; asynchronous ones on a thread of its
+// own, so that neither JavaScript nor libuv's pool ever waits for a GPU.
+#include "cuda_backend.h"
+
+#include <mutex>
+#include <utility>
+
+#include "../runtime/check.h"
+#include "../runtime/error.h"
+#include "../runtime/thread_pool.h"
+#include "cuda_api.h"
+#include "launch.h"
+
+namespace lean::cuda {
+
+namespace {
+
+// Device memory that grows to what the largest call needs. Growing frees the old block first: staging holds no state.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  ~DeviceBuffer() { api::release(memory_); }
+
+  // True: the memory is new, its content undefined.
+  bool reserve(size_t bytes) {
+    if (bytes <= bytes_) return false;
+    api::release(std::exchange(memory_, nullptr));
+    bytes_ = 0;
+    memory_ = api::allocate(bytes);
+    bytes_ = bytes;
+    return true;
+  }
+
+  void* data() const { return memory_; }
+  size_t size() const { return bytes_; }
+
+ private:
+  void* memory_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+class OwnEvent {
+ public:
+  OwnEvent() : event_(api::create_event()) {}
+  OwnEvent(const OwnEvent&) = delete;
+  OwnEvent& operator=(const OwnEvent&) = delete;
+  ~OwnEvent() { api::destroy_event(event_); }
+  operator api::Event() const { return event_; }
+
+ private:
+  api::Event event_;
+};
+
+class OwnStream {
+ public:
+  OwnStream() : stream_(api::create_stream()) {}
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+  ~OwnStream() { api::destroy_stream(stream_); }
+  operator api::Stream() const { return stream_; }
+
+ private:
+  api::Stream stream_;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device)
+      : device_(device), info_((api::use_device(device), api::device_info(device))), completion_(1) {}
+
+  std::string name() const override { return "cuda:" + std::to_string(device_); }
+  std::string instruction_set() const override {
+    return "sm_" + std::to_string(info_.major) + std::to_string(info_.minor);
+  }
+  int64_t processors() const override { return info_.num_processors; }
+  int64_t default_workers(int32_t head_dim, DType kv_type) const override {
+    api::use_device(device_);
+    return resident_workers(kv_type, head_dim);
+  }
+  int32_t tile_tokens(int32_t head_dim, DType kv_type) const override {
+    api::use_device(device_);
+    return lean::tile_tokens(kv_type, head_dim);
+  }
+  size_t workspace_bytes(const Plan& plan, int32_t rows, int32_t head_dim) const override {
+    api::use_device(device_);
+    DecodeParams params{};  // only its shape counts, and of that only what is set here
+    params.q_type = params.kv_type = DType::kF16;
+    params.batch = static_cast<int32_t>(plan.context_lengths().size());
+    params.query_len = 1;
+    params.num_kv_heads = plan.request().num_kv_heads;
+    params.num_query_heads = rows * params.num_kv_heads;
+    params.head_dim = head_dim;
+    const LaunchPlan launch = plan_launch(launch_request(plan, params));
+    return launch.scratch_bytes + launch.counter_bytes;
+  }
+
+  void decode(const DecodeCall& call) override {
+    const std::lock_guard lock(mutex_);
+    api::use_device(device_);
+    try {
+      run(call);
+    } catch (...) {
+      counters_are_clean_ = false;  // a launch may have been cut off half-way
+      throw;
+    }
+  }
+
+  void submit(std::shared_ptr<const DecodeCall> call, Done done) override {
+    completion_.submit(
+        1,
+        [this, call](int64_t, int) {
+          if (call->cancelled && call->cancelled->load(std::memory_order_relaxed))
+            throw Error(ErrorCode::kCancelled, "The call was cancelled");
+          decode(*call);
+        },
+        std::move(done));
+  }
+
+  double time_read(std::span<const std::span<const std::byte>> buffers) override {
+    const std::lock_guard lock(mutex_);
+    api::use_device(device_);
+    size_t total = 0;
+    for (const auto& buffer : buffers) total += buffer.size();
+    k_.reserve(total);
+    size_t at = 0;
+    for (const auto& buffer : buffers) {
+      api::copy_to_device(static_cast<std::byte*>(k_.data()) + at, buffer.data(), buffer.size(), stream_);
+      at += buffer.size();
+    }
+    out_.reserve(sizeof(float));
+    const OwnEvent start, end;
+    api::record(start, stream_);
+    launch_read(k_.data(), total, out_.data(), info_.num_processors, stream_);
+    api::record(end, stream_);
+    api::synchronize(stream_);
+    return api::milliseconds_between(start, end) / 1e3;
+  }
+
+ private:
+  static LaunchRequest launch_request(const Plan& plan, const DecodeParams& params) {
+    LaunchRequest request;
+    request.decode = params;
+    request.strategy = plan.request().strategy;
+    request.workers = plan.request().processors;
+    request.num_splits = static_cast<int32_t>(plan.schedule().num_splits);
+    return request;
+  }
+
+  void* stage(DeviceBuffer& buffer, const void* source, size_t bytes) {
+    buffer.reserve(bytes);
+    if (bytes > 0) api::copy_to_device(buffer.data(), source, bytes, stream_);
+    return buffer.data();
+  }
+
+  void run(const DecodeCall& call) {
+    const DecodeParams& host = call.params;
+    const BufferSizes bytes = needed_bytes(host);
+    LaunchRequest request = launch_request(*call.plan, host);
+    DecodeParams& params = request.decode;
+    const bool reads_cache = call.plan->schedule().num_tiles > 0;
+    params.q = stage(q_, host.q, bytes.q);
+    params.k = stage(k_, host.k, reads_cache ? bytes.k : 0);
+    params.v = stage(v_, host.v, reads_cache ? bytes.v : 0);
+    params.context_lengths = static_cast<const int32_t*>(
+        stage(lengths_, host.context_lengths, static_cast<size_t>(host.batch) * sizeof(int32_t)));
+    params.page_table =
+        host.page_table
+            ? static_cast<const int32_t*>(stage(pages_, host.page_table, call.page_table.size() * sizeof(int32_t)))
+            : nullptr;
+    out_.reserve(bytes.out);
+    lse_.reserve(bytes.lse);
+    params.out = out_.data();
+    params.lse = static_cast<float*>(lse_.data());
+
+    const LaunchPlan launch = plan_launch(request);
+    scratch_.reserve(launch.scratch_bytes);
+    if (counters_.reserve(launch.counter_bytes) || !counters_are_clean_)
+      reset_counters(counters_.data(), counters_.size(), stream_);
+    counters_are_clean_ = true;
+    request.scratch = scratch_.data();
+    request.counters = counters_.data();
+    launch_decode(request, launch, stream_);
+    uint32_t status = 0;
+    api::copy_to_host(&status, counters_.data(), sizeof status, stream_);
+    api::copy_to_host(host.out, out_.data(), bytes.out, stream_);
+    api::copy_to_host(host.lse, lse_.data(), bytes.lse, stream_);
+    api::synchronize(stream_);
+    if (status != 0) throw Error(ErrorCode::kInvalidArgument, describe_status(status));
+  }
+
+  const int device_;
+  const api::DeviceInfo info_;
+  std::mutex mutex_;  // guards everything below but completion_
+  DeviceBuffer q_, k_, v_, out_, lse_, lengths_, pages_, scratch_, counters_;
+  bool counters_are_clean_ = false;
+  const OwnStream stream_;
+  ThreadPool completion_;  // last, so that it ends before what its calls use
+};
+
+}  // namespace
+
+CudaStatus cuda_status() {
+  CudaStatus status{true, {}, {}};
+  const int count = api::count_devices(status.reason);
+  for (int index = 0; index < count; ++index) {
+    const api::DeviceInfo info = api::device_info(index);
+    status.devices.push_back(
+        {index, info.name, std::to_string(info.major) + "." + std::to_string(info.minor), info.memory_bytes});
+  }
+  return status;
+}
+
+std::shared_ptr<Backend> open_cuda(int index) {
+  const CudaStatus status = cuda_status();
+  if (status.devices.empty()) throw Error(ErrorCode::kCudaUnavailable, "No CUDA device: " + status.reason);
+  if (index >= static_cast<int>(status.devices.size()))
+    throw Error(ErrorCode::kCudaUnavailable, "No CUDA device " + std::to_string(index) + ": this machine has " +
+                                                 std::to_string(status.devices.size()));
+  return std::make_shared<CudaBackend>(index);
+}
+
+}  // namespace lean::cuda

@@ -1,0 +1,123 @@
+// The decode attention kernel: one CTA is one worker of the schedule, for every strategy alike.
+//
+// Each CTA derives the whole batch's tile map from the context lengths, its own range from that, and then works through
+// its segments: load the query rows, attend to the segment's tiles as the ring delivers them, combine the warps'
+// states, and store the output tile or publish a partial.
+#pragma once
+
+#include <new>
+
+#include "attend.h"
+#include "combine.h"
+#include "fix_up.h"
+#include "kv_bulk_ring.h"
+#include "kv_ring.h"
+#include "output.h"
+#include "tile_map.h"
+#include "traits.h"
+
+namespace lean {
+
+LEAN_DEVICE Schedule make_schedule(const KernelParams& params, const TileMap& map) {
+  switch (params.strategy) {
+    case Strategy::kFixedSplit:
+      return fixed_split_schedule(map, params.num_splits);
+    case Strategy::kFlashAttention2:
+      return flash_attention_2_schedule(map);
+    default:
+      return lean_schedule(map, num_ctas_x(), params.snap_cuts);
+  }
+}
+
+template <class T, int kHeadDim, Variant kVariant>
+struct DecodeKernel {
+  using K = Traits<T, kHeadDim, kVariant>;
+  using Params = KernelParams;
+  static constexpr int kThreads = K::kThreads;
+  static constexpr int kCtasPerSm = K::kConfig.ctas_per_sm;
+  static constexpr int kSharedBytes = K::kLayout.bytes;
+
+  LEAN_DEVICE static void run(const Params& params, char* base) {
+    const DecodeParams& decode = params.decode;
+    const SharedMemory<K> shared(base);
+    char* ring = base + K::kLayout.ring;
+    const RowBlock block = RowBlock::of_cta<K>(decode.rows());
+    const int64_t worker = cta_index_x();
+
+    if constexpr (K::kBulk) prepare_bulk_ring<K>(params, shared, ring);
+    if (!params.first_tile) build_tile_map(params, K::kTileTokens, shared.first_tile, shared.warp_totals);
+    const TileMap& map = shared.work->map;
+    const Schedule& schedule = shared.work->schedule;
+    if (thread_index() == 0) {
+      shared.work->map = {params.first_tile ? params.first_tile : shared.first_tile, decode.batch, decode.num_kv_heads};
+      shared.work->schedule = make_schedule(params, map);
+      if (worker < schedule.num_workers) new (shared.work->start) WorkCursor(schedule, map, worker);
+    }
+    sync_cta();
+    if (worker == 0 && cta_index_y() == 0) check_context_lengths(params);
+    write_empty_outputs<K>(decode, map, block);
+    if (worker >= schedule.num_workers) return;
+    if constexpr (K::kBulk) {
+      if (warp_index() == K::kWarps) {
+        produce<K>(params, shared, ring);
+      } else {
+        BulkRing<K> tiles(shared);
+        compute(params, worker, shared, block, tiles);
+      }
+    } else {
+      AsyncRing<K> tiles(params, shared, block.m_tiles);
+      compute(params, worker, shared, block, tiles);
+    }
+  }
+
+ private:
+  // The call's parameters, for code at the ends of a segment: group sizes and divisions that follow from them are
+  // worked out there, instead of living in registers through the tile loop.
+  LEAN_DEVICE static DecodeParams per_segment(DecodeParams decode) {
+    decode.num_kv_heads = opaque(decode.num_kv_heads);
+    return decode;
+  }
+
+  // The worker's next segment, the same for all computing threads; false: there is none.
+  LEAN_DEVICE static bool next_segment(const SharedMemory<K>& shared) {
+    sync_named(K::kComputeBarrier, K::kComputeThreads);  // nobody reads the last one any more
+    if (thread_index() == 0)
+      *shared.flag = reinterpret_cast<WorkCursor*>(shared.work->cursor)->next(shared.work->segment);
+    sync_named(K::kComputeBarrier, K::kComputeThreads);
+    return *shared.flag != 0;
+  }
+
+  template <class Ring>
+  LEAN_DEVICE static void compute(const KernelParams& params, int64_t worker, const SharedMemory<K>& shared,
+                                  const RowBlock& block, Ring& tiles) {
+    const int m_tile = warp_index() % block.m_tiles;
+    const int first_step = warp_index() / block.m_tiles * block.m_tiles;  // the warp's token group attends to these
+    const Segment& segment = shared.work->segment;
+    if (thread_index() == 0)
+      new (shared.work->cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(shared.work->start));
+    while (next_segment(shared)) {
+      const DecodeParams decode = per_segment(params.decode);
+      const int32_t length = context_length(params, segment.sequence);
+      RowTile<K> rows;
+      rows.begin(decode, segment.sequence, segment.kv_head, length, block, m_tile, shared);
+      const int32_t end = static_cast<int32_t>(segment.end);
+      for (int32_t tile = static_cast<int32_t>(segment.begin); tile < end; ++tile) {
+        const SharedAddress k_rows = tiles.acquire();
+        for (int step = first_step; step < first_step + block.m_tiles; ++step) {
+          const int32_t token = tile * K::kTileTokens + step * K::kStepTokens;
+          if (token >= length) break;
+          const SharedAddress k_step = k_rows + step * K::kStepTokens * K::kPitch;
+          rows.attend(k_step, k_step + K::kTileTokens * K::kPitch, token);
+        }
+        tiles.release();
+      }
+      const FixUp<K> fix_up(params, decode, block, shared);
+      const int64_t index = worker - segment.first_worker;
+      const Combine<K> combine(decode, block, shared);
+      combine.run(rows, segment, fix_up.slot(segment, index));
+      if (!segment.covers_output()) fix_up.arrive(segment, index);
+    }
+  }
+};
+
+}  // namespace lean

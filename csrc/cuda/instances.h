@@ -1,0 +1,30 @@
+// The kernel instances, as the host code sees them: one file of csrc/cuda/instances/ for each element type and head
+// dim, so that they build in parallel. A function's address is all that a launch needs.
+#pragma once
+
+#include <cstddef>
+
+#include "../core/numeric.h"
+#include "kernel_config.h"
+
+namespace lean {
+
+template <class T, int kHeadDim>
+struct DecodeInstances {
+  static const void* kernel(Variant variant);  // DecodeKernel<T, kHeadDim, variant>
+};
+
+const void* tile_map_kernel();  // TileMapKernel
+inline constexpr int kTileMapThreads = 512;
+inline constexpr int kTileMapSharedBytes = kTileMapThreads / 32 * 8;
+
+const void* read_kernel();  // ReadKernel
+inline constexpr int kReadThreads = 512;
+inline constexpr int kReadCtasPerSm = 4;
+struct ReadCall {
+  const void* data;  // aligned to 16 bytes
+  size_t count;      // of 16 bytes each
+  void* sink;        // [1] float, written only if the sum of all is one that it never is
+};
+
+}  // namespace lean

@@ -1,0 +1,3 @@
+#include "instantiate.h"
+
+template struct lean::DecodeInstances<lean::BFloat16, 256>;

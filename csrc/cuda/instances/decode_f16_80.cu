@@ -1,0 +1,3 @@
+#include "instantiate.h"
+
+template struct lean::DecodeInstances<lean::Float16, 80>;

@@ -1,0 +1,135 @@
+// The ring of K/V tiles in shared memory, filled by bulk copies that a producer warp starts (sm_90 and later).
+//
+// Two mbarriers a stage: `full` completes when the producer has arrived and all announced bytes are there, `empty` when
+// every computing warp has released the stage. A bulk copy moves one row, because rows are followed by padding (see
+// kernel_config.h); the rows of tokens past the context are zeroed by ordinary stores.
+#pragma once
+
+#include "kv_rows.h"
+#include "traits.h"
+
+namespace lean {
+
+template <class K>
+struct BulkBarriers {
+  LEAN_DEVICE static SharedAddress full(const SharedMemory<K>& shared, int stage) {
+    return shared.barriers + stage * 8;
+  }
+  LEAN_DEVICE static SharedAddress empty(const SharedMemory<K>& shared, int stage) {
+    return shared.barriers + (K::kStages + stage) * 8;
+  }
+};
+
+// The stage and the phase that a side of the ring has come to.
+template <class K>
+struct RingPosition {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  LEAN_DEVICE void advance() {
+    if (++stage < K::kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+// Zeroes the columns between the tensors' head dim and the instance's, which no copy touches, and makes the barriers
+// ready. By all threads, before a sync_cta(). `ring` is the ring as ordinary memory.
+template <class K>
+LEAN_DEVICE void prepare_bulk_ring(const KernelParams& params, const SharedMemory<K>& shared, char* ring) {
+  const int first_pad = params.decode.head_dim / 8;
+  const int pads = K::kHeadDim / 8 - first_pad;
+  for (int i = thread_index(); i < pads * K::kStages * 2 * K::kTileTokens; i += num_threads())
+    *reinterpret_cast<Float4*>(ring + i / pads * K::kPitch + (first_pad + i % pads) * 16) = Float4{0, 0, 0, 0};
+  if (thread_index() == 0) {
+    for (int stage = 0; stage < K::kStages; ++stage) {
+      barrier_init(BulkBarriers<K>::full(shared, stage), 1);
+      barrier_init(BulkBarriers<K>::empty(shared, stage), K::kWarps);
+    }
+  }
+  fence_async_proxy();
+}
+
+// The producer warp's whole work. Collective.
+template <class K>
+LEAN_DEVICE void produce(const KernelParams& params, const SharedMemory<K>& shared, char* ring) {
+  using Element = typename K::Element;
+  constexpr int kRowsPerLane = K::kTileTokens / kWarpLanes;
+  const DecodeParams& decode = params.decode;
+  const CachePolicy policy = num_ctas_y() == 1 ? evict_first_policy() : evict_normal_policy();
+  const uint32_t row_bytes = decode.head_dim * sizeof(Element);
+  TileWalk walk(params, *shared.work, shared.walks, K::kTileTokens);
+  TilePlace place{};
+  TokenRows rows[kRowsPerLane];
+  const auto look_up_next = [&]() {
+    if (!walk.next(place)) return false;
+#pragma unroll
+    for (int i = 0; i < kRowsPerLane; ++i)
+      rows[i].look_up(decode, place, place.first_token + i * kWarpLanes + lane_index());
+    return true;
+  };
+
+  RingPosition<K> position;
+  for (bool more = look_up_next(); more; position.advance()) {
+    RowOffsets offsets[kRowsPerLane];
+    int num_valid = 0;
+#pragma unroll
+    for (int i = 0; i < kRowsPerLane; ++i) {
+      offsets[i] = rows[i].offsets(params);
+      num_valid += count_bits(ballot(offsets[i].k >= 0));
+    }
+    more = look_up_next();
+
+    const SharedAddress full = BulkBarriers<K>::full(shared, position.stage);
+    barrier_wait(BulkBarriers<K>::empty(shared, position.stage), position.parity ^ 1);
+    const int stage_offset = position.stage * K::kStageBytes;
+    if (num_valid < K::kTileTokens) {
+#pragma unroll
+      for (int i = 0; i < kRowsPerLane; ++i) {
+        if (offsets[i].k >= 0) continue;
+        char* k_row = ring + stage_offset + (i * kWarpLanes + lane_index()) * K::kPitch;
+        for (int chunk = 0; chunk < K::kHeadDim / 8; ++chunk) {
+          *reinterpret_cast<Float4*>(k_row + chunk * 16) = Float4{0, 0, 0, 0};
+          *reinterpret_cast<Float4*>(k_row + K::kTileTokens * K::kPitch + chunk * 16) = Float4{0, 0, 0, 0};
+        }
+      }
+      fence_async_proxy();  // before the bulk copies that will refill these rows
+    }
+    sync_warp();  // all lanes' zeros come before lane 0's arrival
+    if (lane_index() == 0) barrier_arrive_expect(full, num_valid * 2 * row_bytes);
+    sync_warp();  // the bytes are announced before any copy starts
+#pragma unroll
+    for (int i = 0; i < kRowsPerLane; ++i) {
+      if (offsets[i].k < 0) continue;
+      const SharedAddress k_row = shared.ring + stage_offset + (i * kWarpLanes + lane_index()) * K::kPitch;
+      copy_bulk(k_row, static_cast<const Element*>(decode.k) + offsets[i].k, row_bytes, full, policy);
+      copy_bulk(k_row + K::kTileTokens * K::kPitch, static_cast<const Element*>(decode.v) + offsets[i].v, row_bytes,
+                full, policy);
+    }
+  }
+}
+
+// The computing warps' side, with AsyncRing's interface.
+template <class K>
+class BulkRing {
+ public:
+  LEAN_DEVICE explicit BulkRing(const SharedMemory<K>& shared) : shared_(shared) {}
+
+  LEAN_DEVICE SharedAddress acquire() {
+    barrier_wait(BulkBarriers<K>::full(shared_, position_.stage), position_.parity);
+    sync_warp();  // lanes may return from the wait apart; what follows is collective
+    return shared_.ring + position_.stage * K::kStageBytes;
+  }
+
+  LEAN_DEVICE void release() {
+    sync_warp();  // all lanes have read
+    if (lane_index() == 0) barrier_arrive(BulkBarriers<K>::empty(shared_, position_.stage));
+    position_.advance();
+  }
+
+ private:
+  const SharedMemory<K>& shared_;
+  RingPosition<K> position_;
+};
+
+}  // namespace lean

@@ -1,0 +1,229 @@
+#include "launch.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "../runtime/error.h"
+#include "instances.h"
+
+namespace lean {
+
+namespace api = cuda::api;
+
+namespace {
+
+constexpr size_t kCounterHeader = 16;  // the status word, padded
+
+// A kernel that this device can run, made ready for its shared memory.
+struct ReadyKernel {
+  const void* function;
+  Variant variant;
+  KernelConfig config;
+  int64_t resident_ctas;  // on the whole device
+};
+
+template <class T>
+const void* find_kernel(int head_dim, Variant variant) {
+  switch (head_dim) {
+    case 64:
+      return DecodeInstances<T, 64>::kernel(variant);
+    case 80:
+      return DecodeInstances<T, 80>::kernel(variant);
+    case 96:
+      return DecodeInstances<T, 96>::kernel(variant);
+    case 112:
+      return DecodeInstances<T, 112>::kernel(variant);
+    case 128:
+      return DecodeInstances<T, 128>::kernel(variant);
+    case 192:
+      return DecodeInstances<T, 192>::kernel(variant);
+    case 256:
+      return DecodeInstances<T, 256>::kernel(variant);
+  }
+  return nullptr;
+}
+
+// Variants in order of preference. 16-byte copies lead until bulk copies have been measured to be faster.
+constexpr Variant kAsyncVariants[] = {Variant::kHopper, Variant::kAmpere, Variant::kCompact};
+constexpr Variant kBulkVariants[] = {Variant::kHopperBulk};
+
+ReadyKernel make_ready(int device, DType kv_type, int head_dim, CopyPath copy_path) {
+  const auto [first, last] = copy_path == CopyPath::kBulk
+                                 ? std::pair(std::begin(kBulkVariants), std::end(kBulkVariants))
+                                 : std::pair(std::begin(kAsyncVariants), std::end(kAsyncVariants));
+  for (const Variant* variant = first; variant != last; ++variant) {
+    const void* function =
+        kv_type == DType::kF16 ? find_kernel<Float16>(head_dim, *variant) : find_kernel<BFloat16>(head_dim, *variant);
+    // The machine code that the driver picked says which variants it holds: it may come from another architecture's
+    // PTX.
+    const api::KernelCode code = api::kernel_code(function);
+    if (!code.present || !compiled_for(*variant, code.ptx_architecture)) continue;
+    const KernelConfig config = kernel_config(*variant, head_dim);
+    const int bytes = shared_layout(config).bytes;
+    const api::DeviceInfo info = api::device_info(device);
+    if (static_cast<size_t>(bytes) > info.shared_bytes_per_block) continue;
+    const int ctas = api::resident_ctas(function, cta_threads(*variant, config), bytes);
+    if (ctas == 0) continue;
+    return {function, *variant, config, int64_t{info.num_processors} * std::min(ctas, config.ctas_per_sm)};
+  }
+  throw Error(ErrorCode::kCudaUnavailable,
+              copy_path == CopyPath::kBulk
+                  ? "Bulk copies need a GPU of compute capability 9.0 or 10.x, and kernels that were built for it"
+                  : "This build of lean-attention holds no kernels for the GPU's compute capability");
+}
+
+const ReadyKernel& ready_kernel(DType kv_type, int32_t head_dim, CopyPath copy_path) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, DType, int, CopyPath>, ReadyKernel> kernels;
+  const int device = api::current_device();
+  const int instance = kConfigs[0][head_dim_index(head_dim)].head_dim;
+  const std::tuple key(device, kv_type, instance, copy_path);
+  const std::lock_guard lock(mutex);
+  auto found = kernels.find(key);
+  if (found == kernels.end()) found = kernels.emplace(key, make_ready(device, kv_type, instance, copy_path)).first;
+  return found->second;
+}
+
+[[noreturn]] void refuse(const std::string& sentence) { throw Error(ErrorCode::kInvalidArgument, sentence); }
+
+bool aligned(const void* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+void check_kernel(DType kv_type, int32_t head_dim) {
+  if (kv_type != DType::kF16 && kv_type != DType::kBF16) refuse("The CUDA kernels read K and V in f16 or bf16");
+  if (head_dim < 8 || head_dim % 8 != 0 || head_dim_index(head_dim) < 0)
+    refuse("The CUDA kernels need a head dim that is a multiple of 8 up to 256, got " + std::to_string(head_dim));
+}
+
+// What the kernels take for granted and the problem's own check does not know.
+void check_request(const LaunchRequest& request) {
+  const DecodeParams& decode = request.decode;
+  check_kernel(decode.kv_type, decode.head_dim);
+  if (decode.q_type != decode.kv_type && decode.q_type != DType::kF32)
+    refuse("The CUDA kernels need queries in K and V's type or in f32");
+  for (const CacheStrides& strides : {decode.k_strides, decode.v_strides})
+    for (const int64_t stride : {strides.page, strides.token, strides.head})
+      if (stride < 0 || stride % 8)
+        refuse("The CUDA kernels need strides of K and V that are multiples of 8 elements (16 bytes)");
+  if (!aligned(decode.k, 16) || !aligned(decode.v, 16)) refuse("The CUDA kernels need K and V aligned to 16 bytes");
+  const QueryStrides& q = decode.q_strides;
+  if (!aligned(decode.q, decode.q_type == DType::kF32 ? 8 : 4) || q.sequence % 2 || q.query % 2 || q.head % 2)
+    refuse("The CUDA kernels need query rows that begin at an even element");
+  if (!aligned(decode.out, 16)) refuse("The CUDA kernels need the output aligned to 16 bytes");
+  if (decode.query_len < 1 || decode.query_len > kMaxQueryLen || decode.num_kv_heads < 1 || decode.batch < 0 ||
+      decode.num_query_heads < 1 || decode.num_query_heads % decode.num_kv_heads)
+    refuse("The CUDA kernels need 1 to 16 queries a sequence, and query heads that are a multiple of the KV heads");
+  if (request.strategy == Strategy::kFixedSplit && request.num_splits < 1)
+    refuse("Fixed-split needs one split at least");
+  if (request.strategy == Strategy::kLean && request.workers < 0) refuse("The number of workers cannot be negative");
+}
+
+int64_t num_workers(const LaunchRequest& request, const ReadyKernel& kernel) {
+  const int64_t outputs = int64_t{request.decode.batch} * request.decode.num_kv_heads;
+  switch (request.strategy) {
+    case Strategy::kFixedSplit:
+      return outputs * request.num_splits;
+    case Strategy::kFlashAttention2:
+      return outputs;
+    default:
+      return request.workers ? request.workers : kernel.resident_ctas;
+  }
+}
+
+// Where the scratch memory's parts lie: the tile map, if any, then the partials.
+size_t tile_map_bytes(const LaunchPlan& plan, int32_t batch) {
+  return plan.tile_map_kernel ? ((size_t(batch) + 1) * sizeof(int64_t) + 15) / 16 * 16 : 0;
+}
+
+}  // namespace
+
+LaunchPlan plan_launch(const LaunchRequest& request) {
+  check_request(request);
+  const DecodeParams& decode = request.decode;
+  const ReadyKernel& kernel = ready_kernel(decode.kv_type, decode.head_dim, request.copy_path);
+  const int32_t rows = decode.rows();
+  LaunchPlan plan{};
+  plan.variant = kernel.variant;
+  plan.config = kernel.config;
+  plan.kernel = kernel.function;
+  plan.workers = num_workers(request, kernel);
+  plan.row_blocks = (rows + row_block(kernel.config) - 1) / row_block(kernel.config);
+  plan.threads = cta_threads(kernel.variant, kernel.config);
+  plan.shared_bytes = shared_layout(kernel.config).bytes;
+  plan.tile_map_kernel = decode.batch > kSharedBatch;
+  if (plan.workers > 0x7fffffff || plan.row_blocks > 0xffff) refuse("The call is too large for one launch");
+
+  // Flash-attention-2 covers every output tile, so it has no partials.
+  const bool partials = request.strategy != Strategy::kFlashAttention2;
+  const size_t slots = partials ? size_t(plan.row_blocks) * 2 * plan.workers : 0;
+  const int32_t slot_rows = std::min(rows, row_block(kernel.config));
+  plan.counter_bytes = kCounterHeader + 2 * slots * sizeof(uint32_t);
+  plan.scratch_bytes =
+      tile_map_bytes(plan, decode.batch) + slots * slot_floats(slot_rows, kernel.config.head_dim) * sizeof(float);
+  return plan;
+}
+
+void launch_decode(const LaunchRequest& request, api::Stream stream) {
+  launch_decode(request, plan_launch(request), stream);
+}
+
+void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, api::Stream stream) {
+  if (request.decode.batch == 0) return;
+  if (!request.counters || (plan.scratch_bytes && !request.scratch)) refuse("A launch needs its scratch memory");
+  if (!aligned(request.counters, 16) || !aligned(request.scratch, 16)) refuse("Scratch memory is aligned to 16 bytes");
+  char* scratch = static_cast<char*>(request.scratch);
+  char* counters = static_cast<char*>(request.counters);
+  KernelParams params{};
+  params.decode = request.decode;
+  params.strategy = request.strategy;
+  params.num_splits = request.num_splits;
+  params.snap_cuts = request.snap_cuts;
+  params.first_tile = plan.tile_map_kernel ? reinterpret_cast<int64_t*>(scratch) : nullptr;
+  params.partials = reinterpret_cast<float*>(scratch + tile_map_bytes(plan, request.decode.batch));
+  params.counters = reinterpret_cast<uint32_t*>(counters + kCounterHeader);
+  params.status = reinterpret_cast<uint32_t*>(counters);
+  if (plan.tile_map_kernel) {
+    TileMapParams map{params, plan.config.tile_tokens};
+    api::launch(tile_map_kernel(), {1, 1}, kTileMapThreads, kTileMapSharedBytes, &map, stream);
+  }
+  const api::Grid grid{static_cast<unsigned>(plan.workers), static_cast<unsigned>(plan.row_blocks)};
+  api::launch(plan.kernel, grid, plan.threads, plan.shared_bytes, &params, stream);
+}
+
+void launch_read(const void* data, size_t bytes, void* sink, int num_processors, api::Stream stream) {
+  ReadCall call{data, bytes / 16, sink};
+  api::launch(read_kernel(), {static_cast<unsigned>(num_processors * kReadCtasPerSm), 1}, kReadThreads, 0, &call,
+              stream);
+}
+
+void reset_counters(void* counters, size_t bytes, api::Stream stream) { api::clear(counters, bytes, stream); }
+
+std::string describe_status(uint32_t status) {
+  std::string text;
+  if (status & kStatusBadPage) text += "The page table holds a page index outside the cache. ";
+  if (status & kStatusBadContext) text += "A context length is negative or longer than the cache. ";
+  if (!text.empty()) text.pop_back();
+  return text;
+}
+
+std::string LaunchPlan::describe() const {
+  constexpr const char* kNames[] = {"compact", "ampere", "hopper", "hopper, bulk copies"};
+  return std::string(kNames[static_cast<int>(variant)]) + ": head dim " + std::to_string(config.head_dim) +
+         ", tiles of " + std::to_string(config.tile_tokens) + " tokens, " + std::to_string(config.stages) +
+         " stages, " + std::to_string(config.warps) + " warps, " + std::to_string(config.ctas_per_sm) +
+         " CTAs an SM, " + std::to_string(workers) + " workers, " + std::to_string(row_blocks) + " row blocks, " +
+         std::to_string(shared_bytes) + " bytes of shared memory";
+}
+
+int64_t resident_workers(DType kv_type, int32_t head_dim, CopyPath copy_path) {
+  check_kernel(kv_type, head_dim);
+  return ready_kernel(kv_type, head_dim, copy_path).resident_ctas;
+}
+
+int32_t tile_tokens(DType kv_type, int32_t head_dim, CopyPath copy_path) {
+  check_kernel(kv_type, head_dim);
+  return ready_kernel(kv_type, head_dim, copy_path).config.tile_tokens;
+}
+
+}  // namespace lean

@@ -1,0 +1,79 @@
+// Launching the decode kernels: plain values in, work on a stream out. No allocation, no synchronisation, no host copy
+// of the context lengths, so a launch can be captured in a CUDA graph and replayed while lengths and page tables
+// change.
+//
+// Scratch memory comes from the caller, in two buffers:
+//   counters  zeroed once (reset_counters) and 0 again after every launch, so calls of any shapes may follow each
+//   other;
+//             its first word collects the KernelStatus bits. After an aborted launch it must be reset.
+//   scratch   of any content.
+// Launches that share a buffer must not run at the same time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "../core/decode_params.h"
+#include "../core/schedule.h"
+#include "cuda_api.h"
+#include "kernel_config.h"
+#include "kernel_params.h"
+
+namespace lean {
+
+enum class CopyPath {
+  kAutomatic,  // what was chosen for the architecture
+  kAsync,      // 16-byte asynchronous copies
+  kBulk,       // bulk copies with a producer warp: sm_90 and later
+};
+
+struct LaunchRequest {
+  DecodeParams decode;  // its pointers are device memory
+  Strategy strategy = Strategy::kLean;
+  int64_t workers = 0;     // lean: CTAs; 0: as many as the GPU holds at once
+  int32_t num_splits = 1;  // fixed-split
+  bool snap_cuts = true;   // lean
+  CopyPath copy_path = CopyPath::kAutomatic;
+
+  void* counters = nullptr;
+  void* scratch = nullptr;
+};
+
+// Everything that a launch chooses. It depends on the current device and on the request's shapes, never on contents.
+struct LaunchPlan {
+  Variant variant;
+  KernelConfig config;
+  const void* kernel;
+  int64_t workers;     // CTAs along x: the workers of the schedule
+  int32_t row_blocks;  // CTAs along y: blocks of query rows
+  int threads;
+  int shared_bytes;
+  bool tile_map_kernel;  // the batch is too large for shared memory
+  size_t counter_bytes;  // of the two buffers, exactly
+  size_t scratch_bytes;
+
+  std::string describe() const;
+};
+
+// Throws Error: the request is not one that the kernels can run (with the reason), or the device has none of them. The
+// first call for a kernel loads its code: make it before a graph is captured.
+LaunchPlan plan_launch(const LaunchRequest& request);
+
+void launch_decode(const LaunchRequest& request, cuda::api::Stream stream);
+// The same, for a plan that is at hand already.
+void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, cuda::api::Stream stream);
+
+// The roofline: reads `bytes` (whole units of 16) once. sink: 4 bytes that are left as they are.
+void launch_read(const void* data, size_t bytes, void* sink, int num_processors, cuda::api::Stream stream);
+
+void reset_counters(void* counters, size_t bytes, cuda::api::Stream stream);
+
+// What KernelStatus bits say, for people; empty: nothing.
+std::string describe_status(uint32_t status);
+
+// CTAs that the current device holds at once, and the tokens of a LeanTile, for an element type and head dim.
+int64_t resident_workers(DType kv_type, int32_t head_dim, CopyPath copy_path = CopyPath::kAutomatic);
+int32_t tile_tokens(DType kv_type, int32_t head_dim, CopyPath copy_path = CopyPath::kAutomatic);
+
+}  // namespace lean

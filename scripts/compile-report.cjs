@@ -1,0 +1,152 @@
+#!/usr/bin/env node
+// Compiles every CUDA kernel instance and prints what the assembler made of it: registers, spills, stack, shared memory.
+// Exit code 1: an instance spills registers or uses local memory, or does not compile.
+//   node scripts/compile-report.cjs [--arch 80,90a] [--all] [--only f16_128] [--json FILE]
+// --all takes the full list of architectures; --only the instance files whose name contains the text.
+'use strict';
+
+const { spawn, spawnSync } = require('node:child_process');
+const { mkdtempSync, readdirSync, rmSync, writeFileSync } = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+
+const allArchitectures = ['80', '86', '89', '90a', '100', '120'];
+const variants = ['compact', 'ampere', 'hopper', 'hopper-bulk'];
+
+const root = path.join(__dirname, '..');
+const folder = path.join(root, 'csrc/cuda/instances');
+
+function option(name) {
+  const at = process.argv.indexOf(name);
+  return at < 0 ? undefined : process.argv[at + 1];
+}
+
+const nvcc = [process.env.CUDA_PATH, process.env.CUDA_HOME, '/usr/local/cuda']
+  .filter(Boolean)
+  .map((home) => path.join(home, 'bin/nvcc'))
+  .concat('nvcc')
+  .find((candidate) => spawnSync(candidate, ['--version']).status === 0);
+if (!nvcc) {
+  console.error('compile-report: nvcc was not found (set CUDA_HOME, or install the CUDA toolkit).');
+  process.exit(2);
+}
+
+const architectures = process.argv.includes('--all') ? allArchitectures : (option('--arch') ?? '80,90a').split(',');
+const files = readdirSync(folder).filter((file) => file.endsWith('.cu') && file.includes(option('--only') ?? ''));
+
+// Which variants are whole on an architecture: the others are empty bodies (compiled_for in kernel_config.h).
+function compiledVariants(architecture) {
+  const number = Number.parseInt(architecture, 10);
+  if (number === 90 || (number >= 100 && number < 120)) return ['hopper', 'hopper-bulk'];
+  return number === 80 || number === 87 ? ['ampere'] : ['compact'];
+}
+
+// The assembler names a kernel by its mangled name; only the template's arguments are of interest.
+function kernelName(mangled) {
+  const decode = /DecodeKernelINS_\d+(B?Float16)ELi(\d+)ELNS_7VariantE(\d)E/.exec(mangled);
+  if (!decode) {
+    const other = /kernel_entryINS_\d+(\w+?)KernelE/.exec(mangled)?.[1] ?? mangled;
+    return { type: '', headDim: 0, variant: other };
+  }
+  return { type: decode[1] === 'BFloat16' ? 'bf16' : 'f16', headDim: Number(decode[2]), variant: variants[decode[3]] };
+}
+
+// What the launch configuration says of an instance: threads, stages, dynamic shared memory.
+function readTable() {
+  const directory = mkdtempSync(path.join(os.tmpdir(), 'compile-report-'));
+  const program = path.join(directory, 'table');
+  const built = spawnSync(nvcc, ['-std=c++20', path.join(__dirname, 'compile-report.cpp'), '-o', program]);
+  const table = built.status === 0 ? JSON.parse(spawnSync(program, { encoding: 'utf8' }).stdout) : [];
+  rmSync(directory, { recursive: true });
+  return table;
+}
+
+function parse(output, architecture) {
+  const rows = [];
+  for (const block of output.split(/Compiling entry function /).slice(1)) {
+    const number = (pattern) => Number(pattern.exec(block)?.[1] ?? 0);
+    const row = {
+      architecture,
+      ...kernelName(/^'([^']+)'/.exec(block)[1]),
+      registers: number(/Used (\d+) registers/),
+      spillStores: number(/(\d+) bytes spill stores/),
+      spillLoads: number(/(\d+) bytes spill loads/),
+      stack: number(/(\d+) bytes stack frame/),
+      staticShared: number(/(\d+) bytes smem/),
+    };
+    if (row.headDim === 0 || compiledVariants(architecture).includes(row.variant)) rows.push(row);
+  }
+  return rows;
+}
+
+function compile({ file, architecture }) {
+  return new Promise((resolve) => {
+    const code = `arch=compute_${architecture},code=sm_${architecture}`;
+    const args = [
+      '-std=c++20',
+      '-O3',
+      '-gencode',
+      code,
+      '-cubin',
+      '-Xptxas',
+      '-v',
+      '-o',
+      '/dev/null',
+      path.join(folder, file),
+    ];
+    const started = Date.now();
+    const child = spawn(nvcc, args);
+    let output = '';
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (data) => (output += data));
+    child.on('error', (error) => resolve({ rows: [], failure: `${file}: ${error.message}` }));
+    child.on('close', (status) => {
+      const seconds = (Date.now() - started) / 1000;
+      const failure = status === 0 ? undefined : `${file} for sm_${architecture} does not compile:\n${output}`;
+      resolve({ rows: parse(output, architecture).map((row) => ({ ...row, seconds })), failure });
+    });
+  });
+}
+
+async function main() {
+  const table = readTable();
+  const work = architectures.flatMap((architecture) => files.map((file) => ({ file, architecture })));
+  const rows = [];
+  const failures = [];
+  const worker = async () => {
+    for (let next = work.shift(); next; next = work.shift()) {
+      const { rows: more, failure } = await compile(next);
+      rows.push(...more);
+      if (failure) failures.push(failure);
+    }
+  };
+  await Promise.all(Array.from({ length: os.availableParallelism() }, worker));
+
+  rows.sort(
+    (a, b) =>
+      architectures.indexOf(a.architecture) - architectures.indexOf(b.architecture) ||
+      a.variant.localeCompare(b.variant) ||
+      a.type.localeCompare(b.type) ||
+      a.headDim - b.headDim,
+  );
+  const widths = [8, 13, 6, 9, 9, 6, 9, 9, 9, 10, 13];
+  const line = (cells) => cells.map((cell, i) => (i < 3 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('');
+  const head = ['arch', 'variant', 'type', 'head dim', 'threads', 'regs', 'spill B', 'stack B', 'CTAs/SM'];
+  console.log(line([...head, 'shared B', 'in flight B']));
+  for (const row of rows) {
+    const config = table.find((c) => variants[c.variant] === row.variant && c.headDim === row.headDim);
+    Object.assign(row, config, { variant: row.variant });
+    const spilled = row.spillStores + row.spillLoads;
+    const numbers = [row.headDim || '', row.threads ?? '', row.registers, spilled, row.stack];
+    numbers.push(row.ctasPerSm ?? '', row.sharedBytes ?? '', row.bytesInFlight ?? '');
+    const cells = [`sm_${row.architecture}`, row.variant, row.type, ...numbers.map(String)];
+    console.log(line(cells));
+    if (row.spillStores + row.spillLoads + row.stack > 0)
+      failures.push(`spills or local memory: ${cells.slice(0, 4).join(' ')}`);
+  }
+  if (option('--json')) writeFileSync(option('--json'), `${JSON.stringify(rows, null, 2)}\n`);
+  for (const failure of failures) console.error(failure);
+  const expected = work.length === 0 && rows.length > 0;
+  process.exit(failures.length > 0 || !expected ? 1 : 0);
+}
+
+main();

@@ -29,7 +29,7 @@ export class Device {
   readonly name: string;
   /** What was taken, and why. */
   readonly description: string;
-  /** What runs at once: the CPU's threads. */
+  /** What runs at once: the CPU's threads, the GPU's multiprocessors. */
   readonly threads: number;
   /** What the tile code is built for. */
   readonly instructionSet: string;
@@ -43,7 +43,8 @@ export class Device {
     this.name = name;
     this.threads = processors;
     this.instructionSet = instructionSet;
-    this.description = `${name} (${processors} ${processors === 1 ? 'thread' : 'threads'}, ${instructionSet})${reason}`;
+    const unit = type === 'cpu' ? 'thread' : 'multiprocessor';
+    this.description = `${name} (${processors} ${unit}${processors === 1 ? '' : 's'}, ${instructionSet})${reason}`;
   }
 
   get disposed(): boolean {

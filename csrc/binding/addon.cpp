@@ -1,5 +1,5 @@
 // The addon's table of exports. lib/native.ts gives them their types; nothing else in JavaScript sees them.
-#include <napi.h>
+#include "addon.h"
 
 #include "../cpu/cpu_backend.h"
 #include "../cuda/cuda_backend.h"
@@ -73,6 +73,8 @@ Napi::Value cuda_status(const Napi::CallbackInfo& info) {
   });
 }
 
+}  // namespace
+
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   auto* environment = new Environment(env);
   env.SetInstanceData<Environment>(environment);
@@ -91,9 +93,5 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("mergeStates", merge_finished);
   return exports;
 }
-
-}  // namespace
-
-NODE_API_MODULE(lean_attention, initialise)
 
 }  // namespace lean::binding

@@ -11,8 +11,6 @@ namespace lean::cuda::api {
 
 namespace {
 
-std::string megabytes(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
-
 // Faults after which every call on the device fails until the process ends.
 bool is_sticky(cudaError_t status) {
   switch (status) {
@@ -47,8 +45,6 @@ void check(cudaError_t status, const char* what, std::source_location where = st
 
 cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
-std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
-
 }  // namespace
 
 int count_devices(std::string& problem) noexcept {
@@ -59,15 +55,10 @@ int count_devices(std::string& problem) noexcept {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
-  if (driver == 0)
-    problem = "no NVIDIA driver was found; install one, or use the device 'cpu'";
-  else if (status == cudaErrorInsufficientDriver)
-    problem = "the NVIDIA driver supports CUDA " + version(driver) + ", this build needs " + version(runtime) +
-              "; update the driver, or use the device 'cpu'";
-  else if (status == cudaErrorNoDevice || status == cudaSuccess)
-    problem = "the NVIDIA driver found no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the device 'cpu'";
-  else
-    problem = std::string("the CUDA runtime did not start: ") + cudaGetErrorString(status);
+  const bool known =
+      driver == 0 || status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice || status == cudaSuccess;
+  problem = known ? describe_problem(driver, runtime, status == cudaErrorInsufficientDriver)
+                  : std::string("the CUDA runtime did not start: ") + cudaGetErrorString(status);
   return 0;
 }
 
@@ -94,8 +85,7 @@ void* allocate(size_t bytes) {
     cudaGetLastError();
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    throw Error(ErrorCode::kOutOfMemory, "Not enough memory on the device: asked for " + megabytes(bytes) + ", " +
-                                             megabytes(free) + " of " + megabytes(total) + " are free");
+    throw Error(ErrorCode::kOutOfMemory, describe_shortage(bytes, free, total));
   }
   check(status, "Allocating device memory");
   return memory;

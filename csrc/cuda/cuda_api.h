@@ -24,6 +24,10 @@ struct DeviceInfo {
   size_t shared_bytes_per_block;  // the most that a kernel may ask for
 };
 
+// The sentences that both implementations use. Versions are CUDA's numbers, 13000 for 13.0; driver 0: there is none.
+std::string describe_problem(int driver, int runtime, bool driver_too_old);
+std::string describe_shortage(size_t asked, size_t free, size_t total);
+
 // How many devices there are; none with the reason, and what to do, in `problem`. Never throws.
 int count_devices(std::string& problem) noexcept;
 DeviceInfo device_info(int device);

@@ -1,0 +1,27 @@
+// The rehearsed CUDA runtime, as the tests steer it: what it pretends to be, when it fails, and what is still alive.
+#pragma once
+
+#include <cstdint>
+
+namespace lean::rehearsal {
+
+enum class Driver { kPresent, kMissing, kTooOld, kNoDevice };
+
+struct CudaControl {
+  Driver driver = Driver::kPresent;
+  int devices = 2;
+  int64_t fail_allocation = 0;  // the n-th allocation from now on fails for want of memory; 0: none
+  int64_t fail_launch = 0;      // the n-th launch from now on is refused
+  int64_t lose_device = 0;      // at the n-th launch from now on the device is lost, until this control is set again
+  bool lost = false;
+
+  int64_t live_allocations = 0;
+  int64_t live_bytes = 0;
+  int64_t live_streams = 0;
+  int64_t live_events = 0;
+  int64_t launches = 0;
+};
+
+CudaControl& cuda_control();
+
+}  // namespace lean::rehearsal

@@ -16,6 +16,9 @@ namespace lean::cpu {
 
 inline constexpr int32_t kCacheLine = 64;
 
+// Prefetches stop at the L2: the L1 and its few miss registers then serve the loads alone. The L2 is near enough.
+inline constexpr int kToL2 = 2;
+
 template <class Simd, class T>
 struct TileKernel {
   using F = typename Simd::F;
@@ -67,7 +70,7 @@ struct TileKernel {
     int32_t c = 0;
     for (; c + kLineVectors <= whole; c += kLineVectors) {  // a cache line of each token
       if (kPrefetch)
-        for (int32_t n = 0; n < kTokenBlock; ++n) __builtin_prefetch(ahead[n] + c * kLanes, 0, 3);
+        for (int32_t n = 0; n < kTokenBlock; ++n) __builtin_prefetch(ahead[n] + c * kLanes, 0, kToL2);
       for (int32_t i = 0; i < kLineVectors; ++i) {
         for (int32_t n = 0; n < kTokenBlock; ++n) kv[n] = Simd::load(k[n] + (c + i) * kLanes);
         score_vector<R>(kv, q + (c + i) * kLanes, stride, sum);
@@ -129,7 +132,7 @@ struct TileKernel {
       const T* v = at(fold.v_rows[token], head) + dim;
       if (kPrefetch) {
         const T* ahead = at(fold.v_ahead[token], head) + dim;
-        for (int32_t c = 0; c < C; c += kLineVectors) __builtin_prefetch(ahead + c * kLanes, 0, 3);
+        for (int32_t c = 0; c < C; c += kLineVectors) __builtin_prefetch(ahead + c * kLanes, 0, kToL2);
       }
       F kv[C];
       for (int32_t c = 0; c < C; ++c) kv[c] = kHalf ? Simd::load_half(v + c * kLanes) : Simd::load(v + c * kLanes);

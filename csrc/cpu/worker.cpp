@@ -15,7 +15,7 @@ constexpr int64_t kBundleRunBytes = 4096;
 constexpr int64_t kBundleAccBytes = 16 * 1024;
 
 // How far ahead memory is prefetched, and how much V is summed for a head before the next head's turn.
-constexpr int64_t kPrefetchBytes = 16 * 1024;
+constexpr int64_t kPrefetchBytes = 32 * 1024;
 constexpr int64_t kSumBytes = 16 * 1024;
 
 // Neighbouring output tiles with the same tokens, or one segment.

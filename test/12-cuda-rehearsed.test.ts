@@ -179,7 +179,7 @@ describe('which device', () => {
     });
   });
 
-  test.each<[string, Steering['driver'], RegExp]>([
+  test.each<[string, 1 | 2 | 3, RegExp]>([
     ['no driver', 1, /^No CUDA device: no NVIDIA driver was found; install one/],
     ['a driver too old', 2, /supports CUDA 11\.4, this build needs 13\.0; update the driver/],
     ['no GPU', 3, /the NVIDIA driver found no GPU; see nvidia-smi/],

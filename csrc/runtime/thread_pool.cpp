@@ -82,8 +82,7 @@ void ThreadPool::run(int64_t count, Task task) {
     std::unique_lock lock(job->mutex);
     job->all_finished.wait(lock, ended);
   }
-  const std::lock_guard lock(job->mutex);
-  if (job->error) std::rethrow_exception(job->error);
+  if (const std::exception_ptr error = take_error(*job)) std::rethrow_exception(error);
 }
 
 void ThreadPool::submit(int64_t count, Task task, Done done) {
@@ -92,6 +91,12 @@ void ThreadPool::submit(int64_t count, Task task, Done done) {
   job->task = std::move(task);
   job->done = std::move(done);
   enqueue(job);
+}
+
+// Whoever hears of the error owns it alone: a job may linger in line, and its last reference go on any thread.
+std::exception_ptr ThreadPool::take_error(Job& job) {
+  const std::lock_guard lock(job.mutex);
+  return std::exchange(job.error, nullptr);
 }
 
 bool ThreadPool::work_on(Job& job, int thread) {
@@ -137,14 +142,7 @@ void ThreadPool::thread_main(int thread) {
   // The caller of run() stands in for thread 0, which would only take a core from the others.
   const bool is_spare = thread == 0;
   while (const JobPtr job = next_job(is_spare)) {
-    if (work_on(*job, thread) && job->done) {
-      std::exception_ptr error;
-      {
-        const std::lock_guard lock(job->mutex);
-        error = job->error;
-      }
-      job->done(error);
-    }
+    if (work_on(*job, thread) && job->done) job->done(take_error(*job));
   }
 }
 

@@ -53,6 +53,7 @@ class ThreadPool {
   using JobPtr = std::shared_ptr<Job>;
 
   void enqueue(const JobPtr& job);
+  static std::exception_ptr take_error(Job& job);
   bool work_on(Job& job, int thread);  // takes tasks until none is left; true: it ended the job's last one
   JobPtr next_job(bool is_spare);      // waits; null: the pool is closing
   void thread_main(int thread);

@@ -50,17 +50,21 @@ struct TileFold {
 // Tokens whose scores are computed together.
 inline constexpr int32_t kTokenBlock = 4;
 
+// What an instruction set has for one element type.
+struct TileFunctions {
+  void (*fold)(const TileFold&);
+  void (*widen)(const void* row, int32_t head_dim, float* out);  // to float32; out is padded(head_dim) long
+};
+
 struct TileCode {
   const char* name;
   bool (*supported)();  // whether this machine can run it
-  void (*fold_f32)(const TileFold&);
-  void (*fold_f16)(const TileFold&);
-  void (*fold_bf16)(const TileFold&);
+  TileFunctions f32;
+  TileFunctions f16;
+  TileFunctions bf16;
   void (*read)(const void* bytes, size_t size);  // loads every byte once: the roofline
 
-  void (*fold(DType type) const)(const TileFold&) {
-    return type == DType::kF32 ? fold_f32 : type == DType::kF16 ? fold_f16 : fold_bf16;
-  }
+  const TileFunctions& of(DType type) const { return type == DType::kF32 ? f32 : type == DType::kF16 ? f16 : bf16; }
 };
 
 extern const TileCode kAvx512Tile;

@@ -89,7 +89,7 @@ void read(const void* bytes, size_t size) {
 const TileCode kAvx2Tile = tile_code<Avx2>("avx2", supported, read);
 
 #else
-const TileCode kAvx2Tile = {"avx2", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
+const TileCode kAvx2Tile = {"avx2", [] { return false; }, {}, {}, {}, nullptr};
 #endif
 
 }  // namespace lean::cpu

@@ -86,7 +86,7 @@ void read(const void* bytes, size_t size) {
 const TileCode kAvx512Tile = tile_code<Avx512>("avx512", supported, read);
 
 #else
-const TileCode kAvx512Tile = {"avx512", [] { return false; }, nullptr, nullptr, nullptr, nullptr};
+const TileCode kAvx512Tile = {"avx512", [] { return false; }, {}, {}, {}, nullptr};
 #endif
 
 }  // namespace lean::cpu

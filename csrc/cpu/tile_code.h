@@ -202,6 +202,19 @@ void fold_tile(const TileFold& tile) {
   TileKernel<Simd, T>(tile).run();
 }
 
+template <class Simd, class T>
+void widen_row(const void* row, int32_t head_dim, float* out) {
+  const T* values = static_cast<const T*>(row);
+  int32_t i = 0;
+  for (; i + Simd::kLanes <= head_dim; i += Simd::kLanes) Simd::store(out + i, Simd::load(values + i));
+  if (i < head_dim) Simd::store(out + i, Simd::load_half(values + i));
+}
+
+template <class Simd, class T>
+constexpr TileFunctions tile_functions() {
+  return {fold_tile<Simd, T>, widen_row<Simd, T>};
+}
+
 // 2^x for x <= 0, the polynomial part: |fraction| <= 1/2, Taylor's series to degree 7, error 5e-9 relative.
 template <class Simd>
 LEAN_INLINE typename Simd::F exp2_fraction(typename Simd::F fraction) {
@@ -220,7 +233,9 @@ inline constexpr float kExp2Floor = -126.0f;
 
 template <class Simd>
 constexpr TileCode tile_code(const char* name, bool (*supported)(), void (*read)(const void*, size_t)) {
-  return {name, supported, fold_tile<Simd, float>, fold_tile<Simd, Float16>, fold_tile<Simd, BFloat16>, read};
+  return {
+      name, supported, tile_functions<Simd, float>(), tile_functions<Simd, Float16>(), tile_functions<Simd, BFloat16>(),
+      read};
 }
 
 }  // namespace lean::cpu

@@ -25,12 +25,6 @@ struct Bundle {
 };
 
 template <class T>
-void widen_row(const void* data, int64_t offset, int32_t count, float* out) {
-  const T* row = static_cast<const T*>(data) + offset;
-  for (int32_t i = 0; i < count; ++i) out[i] = to_float(row[i]);
-}
-
-template <class T>
 void store_row(void* data, int64_t offset, int32_t count, const float* values, float factor) {
   T* row = static_cast<T*>(data) + offset;
   for (int32_t i = 0; i < count; ++i) row[i] = from_float<T>(values[i] * factor);
@@ -41,7 +35,8 @@ class Worker {
   Worker(const DecodeCall& call, const TileCode& tile, Workspace& workspace, Arena& arena)
       : call_(call),
         params_(call.params),
-        fold_(tile.fold(call.params.kv_type)),
+        fold_(tile.of(call.params.kv_type).fold),
+        widen_(tile.of(call.params.q_type).widen),
         workspace_(workspace),
         arena_(arena),
         rows_(params_.rows()),
@@ -111,18 +106,8 @@ class Worker {
       for (int32_t row = 0; row < rows_; ++row) {
         const QueryRow at = query_row(params_, bundle.first.kv_head + head, row);
         const int64_t offset = query_offset(params_, bundle.first.sequence, at);
-        float* out = query(head, row);
-        switch (params_.q_type) {
-          case DType::kF32:
-            widen_row<float>(params_.q, offset, params_.head_dim, out);
-            break;
-          case DType::kF16:
-            widen_row<Float16>(params_.q, offset, params_.head_dim, out);
-            break;
-          case DType::kBF16:
-            widen_row<BFloat16>(params_.q, offset, params_.head_dim, out);
-            break;
-        }
+        widen_(static_cast<const char*>(params_.q) + offset * dtype_size(params_.q_type), params_.head_dim,
+               query(head, row));
       }
   }
 
@@ -256,6 +241,7 @@ class Worker {
   const DecodeCall& call_;
   const DecodeParams& params_;
   void (*const fold_)(const TileFold&);
+  void (*const widen_)(const void*, int32_t, float*);
   Workspace& workspace_;
   Arena& arena_;
   const int32_t rows_;

@@ -1,6 +1,6 @@
-// A worker's whole output tiles of one sequence are folded side by side, as a bundle, where their heads lie next to
-// each other in memory (NHD): a head alone would be read with gaps, which costs up to half of the bandwidth. Which
-// output tiles are bundled changes the order in which work is done, never the arithmetic.
+// A worker's segments of one sequence are folded side by side, as a bundle, where their heads lie next to each other in
+// memory (NHD): a head alone would be read with gaps, which costs up to half of the bandwidth. What is bundled changes
+// the order in which work is done, never the arithmetic.
 #include "worker.h"
 
 #include <algorithm>
@@ -18,10 +18,28 @@ constexpr int64_t kBundleAccBytes = 16 * 1024;
 constexpr int64_t kPrefetchBytes = 32 * 1024;
 constexpr int64_t kSumBytes = 16 * 1024;
 
-// Neighbouring output tiles with the same tokens, or one segment.
+// Segments of neighbouring heads, in the order of a worker's range: only the first may begin inside its output tile,
+// and only the last may end inside.
 struct Bundle {
   Segment first;
+  Segment last;
   int32_t num_heads;
+
+  // Tiles in which any of them has work.
+  int64_t begin() const { return num_heads == 1 ? first.begin : 0; }
+  int64_t end() const { return num_heads == 1 ? first.end : first.output_tiles; }
+};
+
+// The heads [begin, end) of a bundle that have work in one tile: all, but for a first that begins later and a last that
+// has ended.
+struct Slice {
+  Slice(const Bundle& bundle, int64_t tile)
+      : begin(tile < bundle.first.begin ? 1 : 0), end(bundle.num_heads - (tile < bundle.last.end ? 0 : 1)) {}
+
+  int32_t num_heads() const { return end - begin; }
+
+  int32_t begin;
+  int32_t end;
 };
 
 template <class T>
@@ -51,8 +69,8 @@ class Worker {
     WorkCursor work(schedule, map, worker);
     bool more = work.next(segment);
     while (more) {
-      Bundle bundle{segment, 1};
-      while ((more = work.next(segment)) && joins(bundle, segment)) ++bundle.num_heads;
+      Bundle bundle{segment, segment, 1};
+      for (; (more = work.next(segment)) && joins(bundle, segment); ++bundle.num_heads) bundle.last = segment;
       run_bundle(bundle, worker);
     }
   }
@@ -65,29 +83,27 @@ class Worker {
  private:
   bool joins(const Bundle& bundle, const Segment& next) const {
     const int64_t heads = bundle.num_heads + 1;
-    return heads_adjacent_ && bundle.first.covers_output() && next.covers_output() &&
-           next.sequence == bundle.first.sequence && heads * head_bytes_ <= kBundleRunBytes &&
+    return heads_adjacent_ && next.sequence == bundle.first.sequence && heads * head_bytes_ <= kBundleRunBytes &&
            heads * rows_ * stride_ * static_cast<int64_t>(sizeof(float)) <= kBundleAccBytes;
   }
 
   void run_bundle(const Bundle& bundle, int64_t worker) {
     load_queries(bundle);
-    const Segment& segment = bundle.first;
-    const int32_t length = call_.plan->context_lengths()[static_cast<size_t>(segment.sequence)];
-    TileRows tiles[2];
-    locate(segment, segment.begin, length, tiles[0]);
-    for (int64_t tile = segment.begin; tile < segment.end; ++tile) {
-      const TileRows& current = tiles[(tile - segment.begin) % 2];
-      TileRows& next = tiles[(tile - segment.begin + 1) % 2];
-      next.count = 0;
-      if (tile + 1 < segment.end) locate(segment, tile + 1, length, next);
-      fold_tile(bundle, tile, length, current, next);
+    TileRows rows[2];  // of this tile, and of the next one, which is prefetched
+    int64_t tile = locate_next(bundle, bundle.begin(), rows[0]);
+    for (int turn = 0; tile < bundle.end(); turn ^= 1) {
+      const int64_t next = locate_next(bundle, tile + 1, rows[turn ^ 1]);
+      fold_tile(bundle, tile, rows[turn], rows[turn ^ 1]);
+      tile = next;
     }
-    for (int32_t head = 0; head < bundle.num_heads; ++head)
-      if (segment.covers_output())
-        write_output(segment.sequence, segment.kv_head + head, states(head), acc(head));
+    for (int32_t head = 0; head < bundle.num_heads; ++head) {
+      const bool is_first = head == 0, is_last = head == bundle.num_heads - 1;
+      const Segment& segment = is_first ? bundle.first : bundle.last;
+      if ((!is_first && !is_last) || segment.covers_output())
+        write_output(bundle.first.sequence, bundle.first.kv_head + head, states(head), acc(head));
       else
-        publish_partial(segment, worker);
+        publish_partial(segment, worker, head);
+    }
   }
 
   float* query(int32_t head, int32_t row) { return arena_.q.data() + (int64_t{head} * rows_ + row) * stride_; }
@@ -111,17 +127,22 @@ class Worker {
       }
   }
 
-  // The addresses of a tile's tokens, for the segment's first KV head. Only tokens of the context are looked up.
-  void locate(const Segment& segment, int64_t tile, int32_t length, TileRows& rows) const {
+  // The bundle's first tile with any work from `tile` on, and the addresses of its tokens for its slice's first head.
+  // Only tokens of the context are looked up. At the end: bundle.end(), and no tokens.
+  int64_t locate_next(const Bundle& bundle, int64_t tile, TileRows& rows) const {
+    while (tile < bundle.end() && Slice(bundle, tile).num_heads() <= 0) ++tile;
+    rows.count = 0;
+    if (tile >= bundle.end()) return bundle.end();
+    const int32_t kv_head = bundle.first.kv_head + Slice(bundle, tile).begin;
     const int64_t size = dtype_size(params_.kv_type);
-    const char* k = static_cast<const char*>(params_.k) + segment.kv_head * params_.k_strides.head * size;
-    const char* v = static_cast<const char*>(params_.v) + segment.kv_head * params_.v_strides.head * size;
+    const char* k = static_cast<const char*>(params_.k) + kv_head * params_.k_strides.head * size;
+    const char* v = static_cast<const char*>(params_.v) + kv_head * params_.v_strides.head * size;
     const auto first = static_cast<int32_t>(tile * kTileTokens);
-    rows.count = std::min(kTileTokens, length - first);
+    rows.count = std::min(kTileTokens, context_length(bundle) - first);
     int32_t page = first / params_.page_tokens;
     int32_t slot = first % params_.page_tokens;
     for (int32_t token = 0; token < rows.count; ++page, slot = 0) {
-      const int64_t index = page_index(params_, segment.sequence, page);
+      const int64_t index = page_index(params_, bundle.first.sequence, page);
       const char* page_k = k + index * params_.k_strides.page * size;
       const char* page_v = v + index * params_.v_strides.page * size;
       for (; token < rows.count && slot < params_.page_tokens; ++token, ++slot) {
@@ -129,10 +150,16 @@ class Worker {
         rows.v[token] = page_v + slot * params_.v_strides.token * size;
       }
     }
+    return tile;
   }
 
-  void fold_tile(const Bundle& bundle, int64_t tile, int32_t length, const TileRows& current, const TileRows& next) {
-    const int64_t run_bytes = bundle.num_heads * head_bytes_;
+  int32_t context_length(const Bundle& bundle) const {
+    return call_.plan->context_lengths()[static_cast<size_t>(bundle.first.sequence)];
+  }
+
+  void fold_tile(const Bundle& bundle, int64_t tile, const TileRows& current, const TileRows& next) {
+    const Slice slice(bundle, tile);
+    const int64_t run_bytes = slice.num_heads() * head_bytes_;
     const auto ahead = static_cast<int32_t>(std::clamp<int64_t>(kPrefetchBytes / run_bytes, kTokenBlock, kTileTokens));
     const char* k_ahead[kTileTokens];
     const char* v_ahead[kTileTokens];
@@ -145,16 +172,16 @@ class Worker {
     fold.v_ahead = v_ahead;
     fold.count = current.count;
     fold.sum_tokens = static_cast<int32_t>(std::clamp<int64_t>(kSumBytes / run_bytes, kTokenBlock, kTileTokens));
-    fold.heads = bundle.num_heads;
+    fold.heads = slice.num_heads();
     fold.head_bytes = head_bytes_;
     fold.rows = rows_;
     fold.head_dim = params_.head_dim;
-    fold.visible = mask_rows(tile, length, current.count) ? arena_.visible.data() : nullptr;
+    fold.visible = mask_rows(tile, context_length(bundle), current.count) ? arena_.visible.data() : nullptr;
     fold.scale = params_.scale * kLog2E;
-    fold.q = query(0, 0);
+    fold.q = query(slice.begin, 0);
     fold.scores = arena_.scores.data();
-    fold.states = states(0);
-    fold.acc = acc(0);
+    fold.states = states(slice.begin);
+    fold.acc = acc(slice.begin);
     fold_(fold);
   }
 
@@ -211,31 +238,31 @@ class Worker {
 
   // Stores the partial; the last of the contributors to arrive merges them all. The increment releases this partial and
   // acquires the others'.
-  void publish_partial(const Segment& segment, int64_t worker) {
+  void publish_partial(const Segment& segment, int64_t worker, int32_t head) {
     const int64_t slot = partial_slot(segment.first_worker, worker - segment.first_worker);
-    std::copy_n(states(0), rows_, workspace_.states(slot));
-    std::copy_n(acc(0), int64_t{rows_} * stride_, workspace_.acc(slot));
+    std::copy_n(states(head), rows_, workspace_.states(slot));
+    std::copy_n(acc(head), int64_t{rows_} * stride_, workspace_.acc(slot));
     std::atomic<int64_t>& arrivals = workspace_.arrivals(segment.first_worker);
     if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 < segment.num_contributors) return;
     arrivals.store(0, std::memory_order_relaxed);
-    fix_up(segment);
+    fix_up(segment, states(head), acc(head));
   }
 
   // Merges the partials in worker order, so that the bits do not depend on who came last.
-  void fix_up(const Segment& segment) {
-    std::fill_n(states(0), rows_, SoftmaxState{});
-    std::fill_n(acc(0), int64_t{rows_} * stride_, 0.0f);
+  void fix_up(const Segment& segment, SoftmaxState* states, float* acc) {
+    std::fill_n(states, rows_, SoftmaxState{});
+    std::fill_n(acc, int64_t{rows_} * stride_, 0.0f);
     for (int64_t index = 0; index < segment.num_contributors; ++index) {
       const int64_t slot = partial_slot(segment.first_worker, index);
       for (int32_t row = 0; row < rows_; ++row) {
-        const Merge merged = merge(states(0)[row], workspace_.states(slot)[row]);
-        float* sum = acc(0) + int64_t{row} * stride_;
+        const Merge merged = merge(states[row], workspace_.states(slot)[row]);
+        float* sum = acc + int64_t{row} * stride_;
         const float* part = workspace_.acc(slot) + int64_t{row} * stride_;
         for (int64_t d = 0; d < stride_; ++d) sum[d] = merged.weight_a * sum[d] + merged.weight_b * part[d];
-        states(0)[row] = merged.state;
+        states[row] = merged.state;
       }
     }
-    write_output(segment.sequence, segment.kv_head, states(0), acc(0));
+    write_output(segment.sequence, segment.kv_head, states, acc);
   }
 
   const DecodeCall& call_;

@@ -37,7 +37,7 @@ struct Merge {
 
 LEAN_HD inline Merge merge(SoftmaxState a, SoftmaxState b) {
   const float m = a.m > b.m ? a.m : b.m;
-  // A NaN maximum must not be dropped by the comparison above: it stands for a NaN score and stays visible in l.
+  // A NaN maximum, which stands for a NaN score, may lose that comparison; its weight is NaN then, and so is l.
   const float weight_a = rescale_factor(a.m, m);
   const float weight_b = rescale_factor(b.m, m);
   return {{m, weight_a * a.l + weight_b * b.l}, weight_a, weight_b};

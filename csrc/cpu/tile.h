@@ -19,7 +19,7 @@ inline constexpr int32_t kPadding = 16;
 
 inline int32_t padded(int32_t head_dim) { return (head_dim + kPadding - 1) / kPadding * kPadding; }
 
-// Where the tokens of a LeanTile lie: the address of each token's K and V of the first KV head of a bundle.
+// Where the tokens of a LeanTile lie: the address of each token's K and V, of the first KV head that is folded.
 struct TileRows {
   const char* k[kTileTokens];
   const char* v[kTileTokens];

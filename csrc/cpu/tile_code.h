@@ -1,4 +1,4 @@
-// The tile code, written once over a SIMD type (simd_*.h); each tile_*.cpp instantiates it for one instruction set.
+// The tile code, written once over a SIMD type; each tile_*.cpp defines one and instantiates it for an instruction set.
 //
 // Three steps per LeanTile: scores = q k^T, weights = softmax step, acc += weights v. All rows of a group run against
 // each K and V row while it is in the L1 cache, so memory is read once for the group, and in the order of its

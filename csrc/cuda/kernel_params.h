@@ -21,9 +21,8 @@ struct KernelParams {
   // Scratch memory. Workers are the CTAs along x, slots are 2 per worker (see Schedule).
   int64_t* first_tile;  // [batch + 1], filled by an earlier kernel; null: the batch fits into shared memory
   float* partials;      // [row blocks, slots, slot_floats]
-  uint32_t*
-      counters;      // [row blocks, 2, slots]; 0 before and after a launch: first-level arrivals, then last-level ones
-  uint32_t* status;  // [1] bits of KernelStatus, set by the kernels and cleared by the host
+  uint32_t* counters;  // [row blocks, 2, slots] first-level arrivals, then last-level ones; 0 before and after a launch
+  uint32_t* status;    // [1] bits of KernelStatus, set by the kernels and cleared by the host
 };
 
 // Of the kernel that fills first_tile.

@@ -4,8 +4,7 @@
 //
 // Scratch memory comes from the caller, in two buffers:
 //   counters  zeroed once (reset_counters) and 0 again after every launch, so calls of any shapes may follow each
-//   other;
-//             its first word collects the KernelStatus bits. After an aborted launch it must be reset.
+//             other; its first word collects the KernelStatus bits. After an aborted launch it must be reset.
 //   scratch   of any content.
 // Launches that share a buffer must not run at the same time.
 #pragma once

@@ -4,6 +4,7 @@ import { DTYPE_CODES } from './dtype';
 import { LeanAttentionError } from './errors';
 import type { NativeCall, NativePlan } from './native';
 import {
+  COPY_PATHS,
   DEFAULTS,
   type DecodeOptions,
   type DecodeResult,
@@ -22,7 +23,9 @@ export interface PreparedCall {
   result: DecodeResult;
 }
 
-export function prepareSchedule(options: ScheduleOptions): { strategy: number; workers: number; splits: number } {
+type NativeSchedule = Pick<NativeCall, 'strategy' | 'workers' | 'splits' | 'copies' | 'ctasPerSm'>;
+
+export function prepareSchedule(options: ScheduleOptions): NativeSchedule {
   const strategy = expectOneOf('strategy', options.strategy ?? DEFAULTS.strategy, STRATEGIES);
   if (options.splits !== undefined && strategy !== 'fixed-split') {
     throw new RangeError(`Expected \`splits\` only with the strategy 'fixed-split', got it with '${strategy}'`);
@@ -32,6 +35,17 @@ export function prepareSchedule(options: ScheduleOptions): { strategy: number; w
     workers:
       options.workers === undefined ? DEFAULTS.workers : expectInteger('workers', options.workers, 1, LIMITS.workers),
     splits: options.splits === undefined ? DEFAULTS.splits : expectInteger('splits', options.splits, 1, LIMITS.splits),
+    ...prepareLaunch(options.launch),
+  };
+}
+
+function prepareLaunch(launch: ScheduleOptions['launch']): Pick<NativeCall, 'copies' | 'ctasPerSm'> {
+  if (launch !== undefined) expectObject('launch', launch);
+  const { copies = DEFAULTS.copies, ctasPerSm } = launch ?? {};
+  return {
+    copies: COPY_PATHS.indexOf(expectOneOf('launch.copies', copies, COPY_PATHS)),
+    ctasPerSm:
+      ctasPerSm === undefined ? DEFAULTS.ctasPerSm : expectInteger('launch.ctasPerSm', ctasPerSm, 1, LIMITS.ctasPerSm),
   };
 }
 

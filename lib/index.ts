@@ -3,7 +3,15 @@ export { Device, type DeviceOptions, type DeviceSpec, type InstructionSet, openD
 export type { DType } from './dtype';
 export { type ErrorCode, LeanAttentionError } from './errors';
 export { type Installation, installation } from './installation';
-export type { DecodeOptions, DecodeResult, Layout, ScheduleOptions, Strategy } from './options';
+export type {
+  CopyPath,
+  DecodeOptions,
+  DecodeResult,
+  LaunchOptions,
+  Layout,
+  ScheduleOptions,
+  Strategy,
+} from './options';
 export { Plan, type PlanOptions, type PlanTensors, type Segment } from './plan';
 export { mergeStates } from './states';
 export { convert, type Tensor, type TensorData, type TensorOptions, tensor } from './tensor';

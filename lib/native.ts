@@ -36,6 +36,8 @@ export interface NativeCall {
   strategy: number;
   workers: number;
   splits: number;
+  copies: number;
+  ctasPerSm: number;
 }
 
 export interface NativePlanRequest {
@@ -46,6 +48,8 @@ export interface NativePlanRequest {
   strategy: number;
   workers: number;
   splits: number;
+  copies: number;
+  ctasPerSm: number;
 }
 
 export interface NativePlan {
@@ -63,7 +67,8 @@ export interface NativePlan {
 export interface NativeDevice {
   describe(): { name: string; instructionSet: string; processors: number };
   plan(request: NativePlanRequest): NativePlan;
-  workspaceBytes(plan: NativePlan, rows: number, headDim: number): number;
+  workspaceBytes(plan: NativePlan, rows: number): number;
+  describeLaunch(plan: NativePlan, rows: number): string;
   decode(call: NativeCall): void;
   decodeAsync(call: NativeCall): Promise<void>;
   timeRead(buffers: readonly ArrayBufferView[]): number;

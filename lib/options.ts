@@ -13,6 +13,19 @@ export const LAYOUTS: readonly Layout[] = ['NHD', 'HND'];
 /** The numbers of csrc/core/schedule.h. */
 export const STRATEGY_CODES: Readonly<Record<Strategy, number>> = { lean: 0, 'fixed-split': 1, 'flash-attention-2': 2 };
 
+/** How K and V come into a GPU's shared memory: 16-byte asynchronous copies, or bulk copies (compute capability 9.0 and 10.x). */
+export type CopyPath = 'auto' | 'async' | 'bulk';
+
+export const COPY_PATHS: readonly CopyPath[] = ['auto', 'async', 'bulk'];
+
+/** What a GPU's launch may be told, for tuning. Tile, stages and warps are the kernels' own; `plan.launch` shows them. */
+export interface LaunchOptions {
+  /** Default: 'auto', what was chosen for the architecture. */
+  copies?: CopyPath;
+  /** CTAs that a multiprocessor holds at once, from 1 to what the kernel is built for. Default: all of them. */
+  ctasPerSm?: number;
+}
+
 /** How the work is cut. Changes speed and, by rounding, the last bits of the result; nothing else. */
 export interface ScheduleOptions {
   /** Default: 'lean'. */
@@ -21,6 +34,8 @@ export interface ScheduleOptions {
   workers?: number;
   /** For 'fixed-split': parts per output tile. Default: FlashAttention-2's rule. */
   splits?: number;
+  /** CUDA devices only. */
+  launch?: LaunchOptions;
 }
 
 export interface DecodeOptions extends ScheduleOptions {
@@ -69,7 +84,17 @@ export const DEFAULTS = {
   workers: 0,
   /** 0: FlashAttention-2's rule decides. */
   splits: 0,
+  copies: 'auto' as CopyPath,
+  /** 0: as many as the kernel is built for. */
+  ctasPerSm: 0,
   scale: (headDim: number): number => 1 / Math.sqrt(headDim),
 } as const;
 
-export const LIMITS = { headDim: 512, queryLen: 16, workers: 1 << 20, splits: 1 << 20, int32: 2 ** 31 - 1 } as const;
+export const LIMITS = {
+  headDim: 512,
+  queryLen: 16,
+  workers: 1 << 20,
+  splits: 1 << 20,
+  ctasPerSm: 32,
+  int32: 2 ** 31 - 1,
+} as const;

@@ -58,11 +58,12 @@ export class Plan {
   readonly strategy: Strategy;
   readonly #device: () => NativeDevice;
   readonly #run: { decode: Run<Promise<DecodeResult>>; decodeSync: Run<DecodeResult> };
-  readonly #request: NativePlanRequest;
+  readonly #request: Omit<NativePlanRequest, 'contextLengths'>;
   readonly #rows: number;
-  #native: NativePlan;
-  #lengths: Int32Array;
-  #summary: ReturnType<NativePlan['summary']>;
+  #native!: NativePlan;
+  #lengths!: Int32Array;
+  #summary!: ReturnType<NativePlan['summary']>;
+  #launch!: string;
 
   /** @internal */
   constructor(
@@ -86,19 +87,20 @@ export class Plan {
     this.#device = device;
     this.#run = run;
     this.#rows = (numQueryHeads / numKvHeads) * queryLen;
-    this.#lengths = Int32Array.from(prepareLengths(options.contextLengths));
-    this.#request = { contextLengths: this.#lengths, numKvHeads, headDim, kvType: DTYPE_CODES[kvType], ...schedule };
-    this.#native = device().plan(this.#request);
-    this.#summary = this.#native.summary();
+    this.#request = { numKvHeads, headDim, kvType: DTYPE_CODES[kvType], ...schedule };
+    this.update(options.contextLengths);
     this.strategy = STRATEGIES[schedule.strategy];
   }
 
   /** Cuts the plan anew for other context lengths, of as many sequences or more or fewer. */
   update(contextLengths: Int32Array | readonly number[]): void {
     const lengths = Int32Array.from(prepareLengths(contextLengths));
-    this.#native = this.#device().plan({ ...this.#request, contextLengths: lengths });
+    const device = this.#device();
+    const native = device.plan({ ...this.#request, contextLengths: lengths });
+    this.#launch = device.describeLaunch(native, this.#rows);
+    this.#summary = native.summary();
+    this.#native = native;
     this.#lengths = lengths;
-    this.#summary = this.#native.summary();
   }
 
   /** Tokens of each sequence. */
@@ -135,7 +137,11 @@ export class Plan {
   }
   /** Scratch memory that a call with this plan uses. */
   get workspaceBytes(): number {
-    return this.#device().workspaceBytes(this.#native, this.#rows, this.#request.headDim);
+    return this.#device().workspaceBytes(this.#native, this.#rows);
+  }
+  /** What the device runs the plan with: the kernel, its tile, stages, warps and CTAs, or the CPU's tile code. */
+  get launch(): string {
+    return this.#launch;
   }
 
   /** Every segment, worker by worker. */
@@ -176,12 +182,12 @@ export class Plan {
     return { native: this.#native, batch: this.#lengths.length };
   }
 
-  /** One line for logs. */
+  /** For logs: the schedule, and what runs it. */
   toString(): string {
     const splits = this.strategy === 'fixed-split' ? ` x ${this.splits} splits` : '';
     return (
       `${this.strategy}${splits}: ${this.numTiles} tiles of ${this.tileTokens} tokens for ${this.workers} workers, ` +
-      `makespan ${this.makespan} (ideal ${this.idealMakespan}, x${this.makespanOverIdeal.toFixed(2)})`
+      `makespan ${this.makespan} (ideal ${this.idealMakespan}, x${this.makespanOverIdeal.toFixed(2)}); ${this.launch}`
     );
   }
 }

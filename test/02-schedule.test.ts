@@ -191,7 +191,10 @@ describe('lean', () => {
       [2, 2, 2, 5],
     ]);
     expect(made.makespanOverIdeal).toBe(1);
-    expect(String(made)).toBe(`lean: 9 tiles of ${TILE} tokens for 3 workers, makespan 3 (ideal 3, x1.00)`);
+    expect(String(made)).toBe(
+      `lean: 9 tiles of ${TILE} tokens for 3 workers, makespan 3 (ideal 3, x1.00); ${made.launch}`,
+    );
+    expect(made.launch).toMatch(/^\w+ tile code on \d+ threads, \d+ rows share a read of K and V$/);
   });
 });
 

@@ -375,6 +375,25 @@ const decodeMistakes: Mistake<DecodeOptions>[] = [
     TypeError,
     'Expected `splits` to be a number, got 2n',
   ],
+  ['a launch that is no object', wrong({ launch: 2 }), TypeError, 'Expected `launch` to be an object, got 2'],
+  [
+    'an unknown copy path',
+    wrong({ launch: { copies: 'fast' } }),
+    RangeError,
+    "Expected `launch.copies` to be one of 'auto', 'async', 'bulk', got 'fast'",
+  ],
+  [
+    'no CTAs',
+    wrong({ launch: { ctasPerSm: 0 } }),
+    RangeError,
+    'Expected `launch.ctasPerSm` to be an integer from 1 to 32, got 0',
+  ],
+  [
+    'a launch for the CPU',
+    wrong({ launch: { ctasPerSm: 1 } }),
+    RangeError,
+    'Expected `launch` only for a CUDA device, got it for the CPU',
+  ],
   [
     'splits for lean',
     wrong({ splits: 2 }),

@@ -5,7 +5,7 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type * as Library from 'lean-attention';
-import type { DecodeOptions, DecodeResult, Device } from 'lean-attention';
+import type { DecodeOptions, DecodeResult, Device, LaunchOptions } from 'lean-attention';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { build, type Case } from './helpers/cases';
 import { expectClose, expectSameBits } from './helpers/compare';
@@ -122,6 +122,39 @@ describe('decode on the CUDA device', () => {
   test.each([1, 2, 3, 7, 64])('the CPU device agrees: %i workers', (workers) => {
     const options = build({ ...SMALL, contexts: [300, 0, 17, 129] });
     expectClose(device.decodeSync({ ...options, workers }), referenceDecode(options));
+  });
+
+  test.each<LaunchOptions>([
+    { copies: 'async' },
+    { copies: 'bulk' },
+    { ctasPerSm: 1 },
+    { copies: 'bulk', ctasPerSm: 1 },
+  ])('launched otherwise, the result is the same: %o', (launch) => {
+    const options = build({ ...SMALL, contexts: [300, 17], headDim: 128 });
+    expectSameBits(
+      device.decodeSync({ ...options, launch, workers: 3 }),
+      device.decodeSync({ ...options, workers: 3 }),
+    );
+  });
+
+  test('a plan prints what it launches', () => {
+    const options = { numQueryHeads: 8, numKvHeads: 2, headDim: 120, contextLengths: [1000] };
+    const plan = device.plan(options);
+    expect(plan.launch).toBe(
+      'hopper: head dim 128, tiles of 64 tokens, 3 stages, 4 warps, 2 CTAs an SM, 6 workers, 1 row blocks, ' +
+        '114864 bytes of shared memory',
+    );
+    expect(String(plan)).toContain(plan.launch);
+    expect(device.plan({ ...options, launch: { copies: 'bulk' } }).launch).toMatch(
+      /^hopper, bulk copies: head dim 128/,
+    );
+    // One CTA may have what two would share.
+    expect(device.plan({ ...options, launch: { ctasPerSm: 1 } }).launch).toMatch(
+      /1 CTAs an SM, 3 workers, .* 116736 bytes of shared memory$/,
+    );
+    expect(() => device.plan({ ...options, launch: { ctasPerSm: 3 } })).toThrow(
+      'Expected `launch.ctasPerSm` to be from 1 to 2 for head dim 128 on this GPU, got 3',
+    );
   });
 
   test('calls of many shapes on one workspace, at once', async () => {

@@ -89,6 +89,8 @@ openDevice('cpu', { cores: 2 });
 openDevice('cpu', { instructionSet: 'sse2' });
 // @ts-expect-error: no such strategy
 device.decode({ ...options, strategy: 'flash-decoding' });
+// @ts-expect-error: no such copy path
+device.decode({ ...options, launch: { copies: 'tma' } });
 // @ts-expect-error: no such layout
 device.decode({ ...options, layout: 'BNHD' });
 // @ts-expect-error: v is needed

@@ -92,10 +92,13 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
   if (request.processors < 0 || request.processors > kMaxWorkers || request.splits < 0 ||
       request.splits > kMaxWorkers || request.num_kv_heads < 1)
     refuse("Expected workers from 0 to 1048576, splits from 0 to 1048576 and at least one KV head");
-  const int32_t head_dim = int32(object, "headDim");
-  const DType kv_type = dtype(object.Get("kvType"));
-  if (request.processors == 0) request.processors = backend.default_workers(head_dim, kv_type);
-  request.tile_tokens = backend.tile_tokens(head_dim, kv_type);
+  request.head_dim = int32(object, "headDim");
+  request.kv_type = dtype(object.Get("kvType"));
+  const int64_t copies = integer(object, "copies");
+  if (copies < 0 || copies > 2) refuse("Expected a copy path from 0 to 2, got " + std::to_string(copies));
+  request.launch = {static_cast<CopyPath>(copies), int32(object, "ctasPerSm")};
+  request.tile_tokens = backend.tile_tokens(request);
+  if (request.processors == 0) request.processors = backend.default_workers(request);
   return request;
 }
 
@@ -146,8 +149,8 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
   const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
   check_params(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
   const PlanRequest& request = call->plan->request();
-  if (request.num_kv_heads != params.num_kv_heads ||
-      request.tile_tokens != backend.tile_tokens(params.head_dim, params.kv_type))
+  if (request.num_kv_heads != params.num_kv_heads || request.head_dim != params.head_dim ||
+      request.kv_type != params.kv_type)
     refuse("Expected tensors of the shape that the plan was made for");
   params.q = address(q, params.q_type, "q");
   params.k = address(k, params.kv_type, "k");

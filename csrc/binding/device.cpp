@@ -12,6 +12,7 @@ Napi::Function NativeDevice::define(Napi::Env env) {
       env, "NativeDevice",
       {InstanceMethod<&NativeDevice::describe>("describe"), InstanceMethod<&NativeDevice::plan>("plan"),
        InstanceMethod<&NativeDevice::workspace_bytes>("workspaceBytes"),
+       InstanceMethod<&NativeDevice::describe_launch>("describeLaunch"),
        InstanceMethod<&NativeDevice::decode>("decode"), InstanceMethod<&NativeDevice::decode_async>("decodeAsync"),
        InstanceMethod<&NativeDevice::time_read>("timeRead"), InstanceMethod<&NativeDevice::close>("close")});
 }
@@ -57,9 +58,15 @@ Napi::Value NativeDevice::plan(const Napi::CallbackInfo& info) {
 Napi::Value NativeDevice::workspace_bytes(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const Plan& plan = *NativePlan::Unwrap(info[0].As<Napi::Object>())->plan();
-    const size_t bytes = backend().workspace_bytes(plan, info[1].As<Napi::Number>().Int32Value(),
-                                                   info[2].As<Napi::Number>().Int32Value());
+    const size_t bytes = backend().workspace_bytes(plan, info[1].As<Napi::Number>().Int32Value());
     return Napi::Number::New(info.Env(), static_cast<double>(bytes));
+  });
+}
+
+Napi::Value NativeDevice::describe_launch(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const Plan& plan = *NativePlan::Unwrap(info[0].As<Napi::Object>())->plan();
+    return Napi::String::New(info.Env(), backend().describe_launch(plan, info[1].As<Napi::Number>().Int32Value()));
   });
 }
 

@@ -20,6 +20,7 @@ class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
   Napi::Value describe(const Napi::CallbackInfo& info);
   Napi::Value plan(const Napi::CallbackInfo& info);
   Napi::Value workspace_bytes(const Napi::CallbackInfo& info);
+  Napi::Value describe_launch(const Napi::CallbackInfo& info);
   Napi::Value decode(const Napi::CallbackInfo& info);        // blocks
   Napi::Value decode_async(const Napi::CallbackInfo& info);  // a promise of undefined
   Napi::Value time_read(const Napi::CallbackInfo& info);

@@ -42,10 +42,18 @@ class CpuBackend final : public Backend {
   std::string name() const override { return "cpu"; }
   std::string instruction_set() const override { return tile_.name; }
   int64_t processors() const override { return pool_.num_threads(); }
-  int64_t default_workers(int32_t, DType) const override { return pool_.num_threads(); }
-  int32_t tile_tokens(int32_t, DType) const override { return kTileTokens; }
-  size_t workspace_bytes(const Plan& plan, int32_t rows, int32_t head_dim) const override {
-    return Workspace::bytes(plan, rows, head_dim);
+  int64_t default_workers(const PlanRequest&) const override { return pool_.num_threads(); }
+  int32_t tile_tokens(const PlanRequest& request) const override {
+    if (request.launch != LaunchOptions{})
+      throw Error(ErrorCode::kInvalidArgument, "Expected `launch` only for a CUDA device, got it for the CPU");
+    return kTileTokens;
+  }
+  size_t workspace_bytes(const Plan& plan, int32_t rows) const override {
+    return Workspace::bytes(plan, rows, plan.request().head_dim);
+  }
+  std::string describe_launch(const Plan&, int32_t rows) const override {
+    return std::string(tile_.name) + " tile code on " + std::to_string(pool_.num_threads()) + " threads, " +
+           std::to_string(rows) + " rows share a read of K and V";
   }
 
   void decode(const DecodeCall& call) override {

@@ -76,25 +76,20 @@ class CudaBackend final : public Backend {
     return "sm_" + std::to_string(info_.major) + std::to_string(info_.minor);
   }
   int64_t processors() const override { return info_.num_processors; }
-  int64_t default_workers(int32_t head_dim, DType kv_type) const override {
+  int64_t default_workers(const PlanRequest& request) const override {
     api::use_device(device_);
-    return resident_workers(kv_type, head_dim);
+    return resident_workers(request.kv_type, request.head_dim, request.launch);
   }
-  int32_t tile_tokens(int32_t head_dim, DType kv_type) const override {
+  int32_t tile_tokens(const PlanRequest& request) const override {
     api::use_device(device_);
-    return lean::tile_tokens(kv_type, head_dim);
+    return lean::tile_tokens(request.kv_type, request.head_dim, request.launch);
   }
-  size_t workspace_bytes(const Plan& plan, int32_t rows, int32_t head_dim) const override {
-    api::use_device(device_);
-    DecodeParams params{};  // only its shape counts, and of that only what is set here
-    params.q_type = params.kv_type = DType::kF16;
-    params.batch = static_cast<int32_t>(plan.context_lengths().size());
-    params.query_len = 1;
-    params.num_kv_heads = plan.request().num_kv_heads;
-    params.num_query_heads = rows * params.num_kv_heads;
-    params.head_dim = head_dim;
-    const LaunchPlan launch = plan_launch(launch_request(plan, params));
+  size_t workspace_bytes(const Plan& plan, int32_t rows) const override {
+    const LaunchPlan launch = launch_of(plan, rows);
     return launch.scratch_bytes + launch.counter_bytes;
+  }
+  std::string describe_launch(const Plan& plan, int32_t rows) const override {
+    return launch_of(plan, rows).describe();
   }
 
   void decode(const DecodeCall& call) override {
@@ -146,7 +141,21 @@ class CudaBackend final : public Backend {
     request.strategy = plan.request().strategy;
     request.workers = plan.request().processors;
     request.num_splits = static_cast<int32_t>(plan.schedule().num_splits);
+    request.options = plan.request().launch;
     return request;
+  }
+
+  // The launch of a plan whose tensors are not at hand yet.
+  LaunchPlan launch_of(const Plan& plan, int32_t rows) const {
+    api::use_device(device_);
+    DecodeParams params{};  // only its shape counts, and of that only what is set here
+    params.q_type = params.kv_type = plan.request().kv_type;
+    params.batch = static_cast<int32_t>(plan.context_lengths().size());
+    params.query_len = 1;
+    params.num_kv_heads = plan.request().num_kv_heads;
+    params.num_query_heads = rows * params.num_kv_heads;
+    params.head_dim = plan.request().head_dim;
+    return plan_launch(launch_request(plan, params));
   }
 
   void* stage(DeviceBuffer& buffer, const void* source, size_t bytes) {

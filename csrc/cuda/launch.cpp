@@ -21,6 +21,8 @@ struct ReadyKernel {
   const void* function;
   Variant variant;
   KernelConfig config;
+  int ctas_per_sm;
+  int shared_bytes;
   int64_t resident_ctas;  // on the whole device
 };
 
@@ -49,7 +51,16 @@ const void* find_kernel(int head_dim, Variant variant) {
 constexpr Variant kAsyncVariants[] = {Variant::kHopper, Variant::kAmpere, Variant::kCompact};
 constexpr Variant kBulkVariants[] = {Variant::kHopperBulk};
 
-ReadyKernel make_ready(int device, DType kv_type, int head_dim, CopyPath copy_path) {
+// Shared memory that so many CTAs of an SM may have each, and one more may not.
+int shared_bytes_for(Variant variant, const KernelConfig& config, int ctas_per_sm) {
+  const int needed = shared_layout(config).bytes;
+  if (ctas_per_sm >= config.ctas_per_sm) return needed;
+  const SharedLimits limits = kSharedLimits[static_cast<int>(variant)];
+  return std::min(limits.per_block, std::max(needed, limits.per_sm / (ctas_per_sm + 1)));
+}
+
+ReadyKernel make_ready(int device, DType kv_type, int head_dim, const LaunchOptions& options) {
+  const CopyPath copy_path = options.copies;
   const auto [first, last] = copy_path == CopyPath::kBulk
                                  ? std::pair(std::begin(kBulkVariants), std::end(kBulkVariants))
                                  : std::pair(std::begin(kAsyncVariants), std::end(kAsyncVariants));
@@ -61,12 +72,18 @@ ReadyKernel make_ready(int device, DType kv_type, int head_dim, CopyPath copy_pa
     const api::KernelCode code = api::kernel_code(function);
     if (!code.present || !compiled_for(*variant, code.ptx_architecture)) continue;
     const KernelConfig config = kernel_config(*variant, head_dim);
-    const int bytes = shared_layout(config).bytes;
+    if (options.ctas_per_sm < 0 || options.ctas_per_sm > config.ctas_per_sm)
+      throw Error(ErrorCode::kInvalidArgument, "Expected `launch.ctasPerSm` to be from 1 to " +
+                                                   std::to_string(config.ctas_per_sm) + " for head dim " +
+                                                   std::to_string(head_dim) + " on this GPU, got " +
+                                                   std::to_string(options.ctas_per_sm));
+    const int wanted = options.ctas_per_sm ? options.ctas_per_sm : config.ctas_per_sm;
+    const int bytes = shared_bytes_for(*variant, config, wanted);
     const api::DeviceInfo info = api::device_info(device);
     if (static_cast<size_t>(bytes) > info.shared_bytes_per_block) continue;
-    const int ctas = api::resident_ctas(function, cta_threads(*variant, config), bytes);
+    const int ctas = std::min(wanted, api::resident_ctas(function, cta_threads(*variant, config), bytes));
     if (ctas == 0) continue;
-    return {function, *variant, config, int64_t{info.num_processors} * std::min(ctas, config.ctas_per_sm)};
+    return {function, *variant, config, ctas, bytes, int64_t{info.num_processors} * ctas};
   }
   throw Error(ErrorCode::kCudaUnavailable,
               copy_path == CopyPath::kBulk
@@ -74,15 +91,15 @@ ReadyKernel make_ready(int device, DType kv_type, int head_dim, CopyPath copy_pa
                   : "This build of lean-attention holds no kernels for the GPU's compute capability");
 }
 
-const ReadyKernel& ready_kernel(DType kv_type, int32_t head_dim, CopyPath copy_path) {
+const ReadyKernel& ready_kernel(DType kv_type, int32_t head_dim, const LaunchOptions& options) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, DType, int, CopyPath>, ReadyKernel> kernels;
+  static std::map<std::tuple<int, DType, int, LaunchOptions>, ReadyKernel> kernels;
   const int device = api::current_device();
   const int instance = kConfigs[0][head_dim_index(head_dim)].head_dim;
-  const std::tuple key(device, kv_type, instance, copy_path);
+  const std::tuple key(device, kv_type, instance, options);
   const std::lock_guard lock(mutex);
   auto found = kernels.find(key);
-  if (found == kernels.end()) found = kernels.emplace(key, make_ready(device, kv_type, instance, copy_path)).first;
+  if (found == kernels.end()) found = kernels.emplace(key, make_ready(device, kv_type, instance, options)).first;
   return found->second;
 }
 
@@ -141,7 +158,7 @@ size_t tile_map_bytes(const LaunchPlan& plan, int32_t batch) {
 LaunchPlan plan_launch(const LaunchRequest& request) {
   check_request(request);
   const DecodeParams& decode = request.decode;
-  const ReadyKernel& kernel = ready_kernel(decode.kv_type, decode.head_dim, request.copy_path);
+  const ReadyKernel& kernel = ready_kernel(decode.kv_type, decode.head_dim, request.options);
   const int32_t rows = decode.rows();
   LaunchPlan plan{};
   plan.variant = kernel.variant;
@@ -150,7 +167,8 @@ LaunchPlan plan_launch(const LaunchRequest& request) {
   plan.workers = num_workers(request, kernel);
   plan.row_blocks = (rows + row_block(kernel.config) - 1) / row_block(kernel.config);
   plan.threads = cta_threads(kernel.variant, kernel.config);
-  plan.shared_bytes = shared_layout(kernel.config).bytes;
+  plan.ctas_per_sm = kernel.ctas_per_sm;
+  plan.shared_bytes = kernel.shared_bytes;
   plan.tile_map_kernel = decode.batch > kSharedBatch;
   if (plan.workers > 0x7fffffff || plan.row_blocks > 0xffff) refuse("The call is too large for one launch");
 
@@ -211,19 +229,19 @@ std::string LaunchPlan::describe() const {
   constexpr const char* kNames[] = {"compact", "ampere", "hopper", "hopper, bulk copies"};
   return std::string(kNames[static_cast<int>(variant)]) + ": head dim " + std::to_string(config.head_dim) +
          ", tiles of " + std::to_string(config.tile_tokens) + " tokens, " + std::to_string(config.stages) +
-         " stages, " + std::to_string(config.warps) + " warps, " + std::to_string(config.ctas_per_sm) +
-         " CTAs an SM, " + std::to_string(workers) + " workers, " + std::to_string(row_blocks) + " row blocks, " +
+         " stages, " + std::to_string(config.warps) + " warps, " + std::to_string(ctas_per_sm) + " CTAs an SM, " +
+         std::to_string(workers) + " workers, " + std::to_string(row_blocks) + " row blocks, " +
          std::to_string(shared_bytes) + " bytes of shared memory";
 }
 
-int64_t resident_workers(DType kv_type, int32_t head_dim, CopyPath copy_path) {
+int64_t resident_workers(DType kv_type, int32_t head_dim, const LaunchOptions& options) {
   check_kernel(kv_type, head_dim);
-  return ready_kernel(kv_type, head_dim, copy_path).resident_ctas;
+  return ready_kernel(kv_type, head_dim, options).resident_ctas;
 }
 
-int32_t tile_tokens(DType kv_type, int32_t head_dim, CopyPath copy_path) {
+int32_t tile_tokens(DType kv_type, int32_t head_dim, const LaunchOptions& options) {
   check_kernel(kv_type, head_dim);
-  return ready_kernel(kv_type, head_dim, copy_path).config.tile_tokens;
+  return ready_kernel(kv_type, head_dim, options).config.tile_tokens;
 }
 
 }  // namespace lean

@@ -15,17 +15,12 @@
 
 #include "../core/decode_params.h"
 #include "../core/schedule.h"
+#include "../runtime/plan.h"
 #include "cuda_api.h"
 #include "kernel_config.h"
 #include "kernel_params.h"
 
 namespace lean {
-
-enum class CopyPath {
-  kAutomatic,  // what was chosen for the architecture
-  kAsync,      // 16-byte asynchronous copies
-  kBulk,       // bulk copies with a producer warp: sm_90 and later
-};
 
 struct LaunchRequest {
   DecodeParams decode;  // its pointers are device memory
@@ -33,7 +28,7 @@ struct LaunchRequest {
   int64_t workers = 0;     // lean: CTAs; 0: as many as the GPU holds at once
   int32_t num_splits = 1;  // fixed-split
   bool snap_cuts = true;   // lean
-  CopyPath copy_path = CopyPath::kAutomatic;
+  LaunchOptions options;
 
   void* counters = nullptr;
   void* scratch = nullptr;
@@ -47,6 +42,7 @@ struct LaunchPlan {
   int64_t workers;     // CTAs along x: the workers of the schedule
   int32_t row_blocks;  // CTAs along y: blocks of query rows
   int threads;
+  int ctas_per_sm;
   int shared_bytes;
   bool tile_map_kernel;  // the batch is too large for shared memory
   size_t counter_bytes;  // of the two buffers, exactly
@@ -72,7 +68,7 @@ void reset_counters(void* counters, size_t bytes, cuda::api::Stream stream);
 std::string describe_status(uint32_t status);
 
 // CTAs that the current device holds at once, and the tokens of a LeanTile, for an element type and head dim.
-int64_t resident_workers(DType kv_type, int32_t head_dim, CopyPath copy_path = CopyPath::kAutomatic);
-int32_t tile_tokens(DType kv_type, int32_t head_dim, CopyPath copy_path = CopyPath::kAutomatic);
+int64_t resident_workers(DType kv_type, int32_t head_dim, const LaunchOptions& options = {});
+int32_t tile_tokens(DType kv_type, int32_t head_dim, const LaunchOptions& options = {});
 
 }  // namespace lean

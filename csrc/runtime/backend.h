@@ -34,10 +34,12 @@ class Backend {
   virtual std::string name() const = 0;             // "cpu", "cuda:0"
   virtual std::string instruction_set() const = 0;  // what the tile code is built for: "avx512", "sm_90a"
   virtual int64_t processors() const = 0;           // a CPU's threads, a GPU's multiprocessors
-  // Workers that run at once, for tiles of this kind: what a schedule is cut for unless the caller says otherwise.
-  virtual int64_t default_workers(int32_t head_dim, DType kv_type) const = 0;
-  virtual int32_t tile_tokens(int32_t head_dim, DType kv_type) const = 0;
-  virtual size_t workspace_bytes(const Plan& plan, int32_t rows, int32_t head_dim) const = 0;
+  // What a request leaves to the device: the workers that run at once, which a schedule is cut for unless the caller
+  // says otherwise, and the tokens of a LeanTile. Throws Error if the device cannot run such a request.
+  virtual int64_t default_workers(const PlanRequest& request) const = 0;
+  virtual int32_t tile_tokens(const PlanRequest& request) const = 0;
+  virtual size_t workspace_bytes(const Plan& plan, int32_t rows) const = 0;
+  virtual std::string describe_launch(const Plan& plan, int32_t rows) const = 0;  // one line: what runs the plan
 
   virtual void decode(const DecodeCall& call) = 0;                             // blocks until done
   virtual void submit(std::shared_ptr<const DecodeCall> call, Done done) = 0;  // returns at once

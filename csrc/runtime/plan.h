@@ -1,6 +1,7 @@
 // A plan: one batch's context lengths cut into work by a strategy, ready for a backend and open to inspection.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <vector>
 
@@ -8,6 +9,21 @@
 #include "../core/schedule.h"
 
 namespace lean {
+
+// How K and V come into a GPU's shared memory.
+enum class CopyPath : int32_t {
+  kAutomatic,  // what was chosen for the architecture
+  kAsync,      // 16-byte asynchronous copies
+  kBulk,       // bulk copies with a producer warp: sm_90 and later
+};
+
+// What a GPU's launch may be told. The rest of its configuration is a table (csrc/cuda/kernel_config.h).
+struct LaunchOptions {
+  CopyPath copies = CopyPath::kAutomatic;
+  int32_t ctas_per_sm = 0;  // 0: the table's; fewer leave each CTA more of the SM
+
+  auto operator<=>(const LaunchOptions&) const = default;
+};
 
 // What a plan is made from. `processors` is what runs at once: a GPU's resident CTAs, a CPU's threads, or any number
 // that the caller forces.
@@ -17,6 +33,9 @@ struct PlanRequest {
   int64_t splits = 0;  // fixed-split: 0 leaves the choice to FlashAttention-2's rule
   int32_t num_kv_heads = 1;
   int32_t tile_tokens = 64;  // context tokens of a LeanTile
+  int32_t head_dim = 128;    // of K and V, as is their type: they choose the kernel
+  DType kv_type = DType::kF16;
+  LaunchOptions launch;
 };
 
 // A segment and its place in time, for people and tests. Time is counted in tiles.

@@ -49,7 +49,7 @@ LaunchRequest request_of(const cases::Case& c) {
   request.workers = c.workers;
   request.num_splits = c.splits;
   request.snap_cuts = c.snap_cuts;
-  request.copy_path = c.variant == Variant::kHopperBulk ? CopyPath::kBulk : CopyPath::kAsync;
+  request.options.copies = c.variant == Variant::kHopperBulk ? CopyPath::kBulk : CopyPath::kAsync;
   return request;
 }
 

@@ -132,7 +132,7 @@ void time_shape(const Shape& shape) {
   for (const Trial& trial : kTrials) {
     try {
       request.strategy = trial.strategy;
-      request.copy_path = trial.copy_path;
+      request.options.copies = trial.copy_path;
       const int64_t tiles = (shape.context + tile_tokens(decode.kv_type, row) - 1) / tile_tokens(decode.kv_type, row);
       request.num_splits =
           static_cast<int32_t>(choose_num_splits(int64_t{shape.batch} * shape.kv_heads, tiles, num_sms));

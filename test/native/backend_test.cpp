@@ -193,7 +193,9 @@ std::shared_ptr<DecodeCall> make_call(const Problem& problem, const Backend& bac
   request.strategy = strategy;
   request.processors = workers;
   request.num_kv_heads = params.num_kv_heads;
-  request.tile_tokens = backend.tile_tokens(params.head_dim, params.kv_type);
+  request.head_dim = params.head_dim;
+  request.kv_type = params.kv_type;
+  request.tile_tokens = backend.tile_tokens(request);
   call->plan = std::make_shared<const Plan>(request, problem.shape.contexts);
   call->page_table = problem.page_table;
   call->params = params;
@@ -383,10 +385,10 @@ TEST(backend_scratch_is_small_whatever_the_context) {
   PlanRequest request;
   request.processors = 16;
   request.num_kv_heads = 8;
-  request.tile_tokens = backend->tile_tokens(128, DType::kF16);
+  request.tile_tokens = backend->tile_tokens(request);
   for (const int32_t length : {4096, 1 << 20, 1 << 30}) {
     const Plan plan(request, {length, length / 3});
-    CHECK(backend->workspace_bytes(plan, 8, 128) <= 2 << 20);
+    CHECK(backend->workspace_bytes(plan, 8) <= 2 << 20);
   }
 }
 

@@ -195,9 +195,10 @@ std::vector<Case> decode_grid() {
       add("two-level fix-up", c);
     }
     // Scores that rise by far more than a 16-bit weight could hold: maxima must follow them, in either half of an M
-    // tile.
-    for (const int group : {4, 12}) {
+    // tile, and in the upper one alone.
+    for (const int group : {4, 12, 16}) {
       Case c;
+      c.upper_half_peaks = group == 16;
       c.variant = variant, c.group = group, c.workers = 1, c.peak = 64.0f, c.contexts = {700};
       c.kv_type = c.q_type = DType::kF16;
       add("rising scores", c);

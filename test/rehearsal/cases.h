@@ -39,6 +39,7 @@ struct Case {
   bool snap_cuts = true;
   Corruption corruption = Corruption::kNone;
   float peak = 1.0f;                   // the queries' size: large ones make a few tokens outweigh all others
+  bool upper_half_peaks = false;       // only query heads 8 and up of a group peak, the first 8 are zeros
   std::vector<int32_t> contexts;       // one a sequence
   std::vector<int32_t> next_contexts;  // of a second launch on the same workspace
 

@@ -88,6 +88,14 @@ export const plantedBugs = [
     says: /expected/,
   },
   {
+    name: 'maxima that follow the lower half of the rows alone',
+    file: 'cuda/attend.h',
+    find: ' || risen[1] > state_[1].m)',
+    replace: ')',
+    build: 'fast',
+    says: /relative error|NaN|infinit|expected/i,
+  },
+  {
     name: 'V loaded without transposing',
     file: 'cuda/attend.h',
     find: 'load_matrices_transposed(values,',

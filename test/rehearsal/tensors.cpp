@@ -130,10 +130,12 @@ Tensors make_tensors(const Case& c, const std::vector<int32_t>& contexts) {
   size_t at = 0;
   for (int s = 0; s < batch; ++s)
     for (int32_t query = 0; query < p.query_len; ++query)
-      for (int32_t head = 0; head < p.num_query_heads; ++head)
+      for (int32_t head = 0; head < p.num_query_heads; ++head) {
+        const float size = c.upper_half_peaks && head % c.group < 8 ? 0.0f : 4.0f * c.peak;
         for (int d = 0; d < p.head_dim; ++d)
           t.q_values[at++] = rounded(p.kv_type, put(t.q, p.q_type, query_offset(p, s, {query, head}) + d,
-                                                    4.0f * c.peak * value(kQ, s, query, head, d)));
+                                                    size * value(kQ, s, query, head, d)));
+      }
 
   int64_t tokens = 0;
   for (int s = 0; s < batch; ++s) {

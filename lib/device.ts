@@ -2,9 +2,12 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import { expectFixedBuffers, prepareCall, rememberBuffers } from './decode';
 import { LeanAttentionError } from './errors';
+import { DeviceTensor, type DeviceTensorOptions, prepareDeviceShape, prepareDownload, prepareUpload } from './memory';
 import { type NativeDevice, type NativePlan, native } from './native';
 import type { DecodeOptions, DecodeResult } from './options';
 import { Plan, type PlanOptions } from './plan';
+import { Stream } from './stream';
+import { numElements, type Tensor } from './tensor';
 import { describe, expectInteger, expectObject, expectOneOf } from './validate';
 
 /** 'auto' takes the first CUDA device if there is one that works, else the CPU, and says why in `description`. */
@@ -62,7 +65,7 @@ export class Device {
   };
 
   #decode = async (
-    options: DecodeOptions,
+    options: DecodeOptions<Tensor | DeviceTensor>,
     plan: { native: NativePlan; batch: number } | null,
   ): Promise<DecodeResult> => {
     const device = this.#open();
@@ -74,7 +77,10 @@ export class Device {
     return result;
   };
 
-  #decodeSync = (options: DecodeOptions, plan: { native: NativePlan; batch: number } | null): DecodeResult => {
+  #decodeSync = (
+    options: DecodeOptions<Tensor | DeviceTensor>,
+    plan: { native: NativePlan; batch: number } | null,
+  ): DecodeResult => {
     const device = this.#open();
     const { call, result } = prepareCall(options, plan);
     device.decode(call);
@@ -90,18 +96,65 @@ export class Device {
    * Rejects with TypeError or RangeError for the caller's mistakes, before anything runs, and with LeanAttentionError for
    * the world's. Source: LeanAttention, arXiv 2405.10480.
    */
-  decode(options: DecodeOptions): Promise<DecodeResult> {
+  decode(options: DecodeOptions<Tensor | DeviceTensor>): Promise<DecodeResult> {
     return this.#decode(options, null);
   }
 
   /** Like `decode`, on the calling thread and the device's own: for work of microseconds. */
-  decodeSync(options: DecodeOptions): DecodeResult {
+  decodeSync(options: DecodeOptions<Tensor | DeviceTensor>): DecodeResult {
     return this.#decodeSync(options, null);
   }
 
   /** Cuts a batch into work without running it; the plan can then run it any number of times. */
   plan(options: PlanOptions): Plan {
     return new Plan(options, this.#open, { decode: this.#decode, decodeSync: this.#decodeSync });
+  }
+
+  /** Memory of the device for a tensor, of undefined content. On the CPU device it is memory outside of JavaScript's heap. */
+  alloc(shape: readonly number[], options: DeviceTensorOptions = {}): DeviceTensor {
+    expectObject('options', options);
+    const prepared = prepareDeviceShape(shape, options);
+    return new DeviceTensor(this.#open().allocate(Math.max(prepared.bytes, 1)), prepared);
+  }
+
+  /**
+   * Copies a tensor to the device, into new memory or into `target` (contiguous, of its shape and type); an Int32Array
+   * becomes an i32 tensor of one axis. Blocks while it copies: in a server's step, use a stream.
+   */
+  upload(source: Tensor | Int32Array, target?: DeviceTensor): DeviceTensor {
+    const copy = prepareUpload(source, target);
+    const to = copy.target ?? this.alloc(copy.shape, { dtype: copy.dtype });
+    this.#open().upload(to.view, copy.data);
+    return to;
+  }
+
+  /** Copies a contiguous tensor back, into a new tensor or into `target`. Blocks: in a server's step, use a stream. */
+  download(source: DeviceTensor, target?: Tensor): Tensor {
+    const to = prepareDownload(source, target);
+    this.#open().download(source.view, to.data.subarray(0, numElements(to.shape)));
+    return to;
+  }
+
+  /**
+   * A tensor over memory of this device that somebody else owns, such as PyTorch's `data_ptr()`. It must hold the whole
+   * shape and stay alive while work uses it: neither can be checked.
+   */
+  wrap(pointer: bigint, shape: readonly number[], options: DeviceTensorOptions = {}): DeviceTensor {
+    if (typeof pointer !== 'bigint') {
+      throw new TypeError(`Expected \`pointer\` to be a BigInt, got ${describe(pointer)}`);
+    }
+    expectObject('options', options);
+    const prepared = prepareDeviceShape(shape, options);
+    return new DeviceTensor(this.#open().wrap(pointer, prepared.bytes), prepared);
+  }
+
+  /**
+   * A queue of work of its own, in order; queues run beside each other. CUDA devices only.
+   *
+   * @throws LeanAttentionError UNSUPPORTED on the CPU.
+   */
+  createStream(): Stream {
+    return new Stream(this.#open().createStream());
   }
 
   /** Seconds that a plain read of all these bytes takes with the threads that decode uses: the roofline. Blocks. */

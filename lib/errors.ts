@@ -2,14 +2,17 @@
 
 /** What went wrong, for programs. */
 export type ErrorCode =
+  | 'BAD_DEVICE_DATA'
   | 'BUFFER_DETACHED'
   | 'CANCELLED'
   | 'CUDA_UNAVAILABLE'
   | 'DEVICE_DISPOSED'
   | 'DEVICE_LOST'
   | 'INTERNAL'
+  | 'LAUNCH_FAILED'
   | 'NATIVE_LOAD_FAILED'
-  | 'OUT_OF_MEMORY';
+  | 'OUT_OF_MEMORY'
+  | 'UNSUPPORTED';
 
 /** Something outside the caller's control, or a device that is gone. `code` says what, `message` what to do. */
 export class LeanAttentionError extends Error {

@@ -3,6 +3,7 @@ export { Device, type DeviceOptions, type DeviceSpec, type InstructionSet, openD
 export type { DType } from './dtype';
 export { type ErrorCode, LeanAttentionError } from './errors';
 export { type Installation, installation } from './installation';
+export { type DeviceDType, DeviceTensor, type DeviceTensorOptions } from './memory';
 export type {
   CopyPath,
   DecodeOptions,
@@ -11,7 +12,9 @@ export type {
   Layout,
   ScheduleOptions,
   Strategy,
+  StreamDecodeOptions,
 } from './options';
 export { Plan, type PlanOptions, type PlanTensors, type Segment } from './plan';
 export { mergeStates } from './states';
+export { Graph, Stream, StreamEvent } from './stream';
 export { convert, type Tensor, type TensorData, type TensorOptions, tensor } from './tensor';

@@ -3,16 +3,43 @@ import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { LeanAttentionError } from './errors';
 
+/** A block of a device's memory. */
+export interface NativeMemory {
+  pointer(): bigint;
+  release(): void;
+}
+
+/** A part of such a block, as native calls take it. */
+export interface NativeView {
+  memory: NativeMemory;
+  byteOffset: number;
+  byteLength: number;
+}
+
 /** One decode call as native code takes it: views and flat numbers (csrc/binding/arguments.cpp). */
-export interface NativeCall {
-  q: ArrayBufferView;
-  k: ArrayBufferView;
-  v: ArrayBufferView;
+export interface NativeCall extends NativeShape, NativeSchedule {
+  q: ArrayBufferView | NativeView;
+  k: ArrayBufferView | NativeView;
+  v: ArrayBufferView | NativeView;
   out: ArrayBufferView;
   lse: Float32Array;
   contextLengths: Int32Array;
   pageTable: Int32Array | null;
   plan: NativePlan | null;
+}
+
+/** The same in a stream. */
+export interface NativeStreamCall extends NativeShape, NativeSchedule {
+  q: NativeView;
+  k: NativeView;
+  v: NativeView;
+  out: NativeView;
+  lse: NativeView;
+  contextLengths: NativeView;
+  pageTable: NativeView | null;
+}
+
+export interface NativeShape {
   qType: number;
   kvType: number;
   batch: number;
@@ -33,6 +60,9 @@ export interface NativeCall {
   vTokenStride: number;
   vHeadStride: number;
   scale: number;
+}
+
+export interface NativeSchedule {
   strategy: number;
   workers: number;
   splits: number;
@@ -40,16 +70,11 @@ export interface NativeCall {
   ctasPerSm: number;
 }
 
-export interface NativePlanRequest {
+export interface NativePlanRequest extends NativeSchedule {
   contextLengths: Int32Array;
   numKvHeads: number;
   headDim: number;
   kvType: number;
-  strategy: number;
-  workers: number;
-  splits: number;
-  copies: number;
-  ctasPerSm: number;
 }
 
 export interface NativePlan {
@@ -71,7 +96,31 @@ export interface NativeDevice {
   describeLaunch(plan: NativePlan, rows: number): string;
   decode(call: NativeCall): void;
   decodeAsync(call: NativeCall): Promise<void>;
+  allocate(bytes: number): NativeMemory;
+  wrap(pointer: bigint, bytes: number): NativeMemory;
+  upload(target: NativeView, source: ArrayBufferView): void;
+  download(source: NativeView, target: ArrayBufferView): void;
+  createStream(): NativeStream;
   timeRead(buffers: readonly ArrayBufferView[]): number;
+  close(): void;
+}
+
+/** Handles that only streams open. */
+export type NativeEvent = { readonly __event: never };
+export type NativeGraph = { readonly __graph: never };
+
+export interface NativeStream {
+  decode(call: NativeStreamCall): void;
+  upload(target: NativeView, source: ArrayBufferView): void;
+  copy(target: NativeView, source: NativeView): void;
+  download(source: NativeView, target: ArrayBufferView): Promise<void>;
+  finish(): Promise<void>;
+  record(): NativeEvent;
+  wait(event: NativeEvent): void;
+  elapsed(start: NativeEvent, end: NativeEvent): number;
+  beginCapture(): void;
+  endCapture(): NativeGraph;
+  launch(graph: NativeGraph): void;
   close(): void;
 }
 

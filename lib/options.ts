@@ -1,4 +1,5 @@
 // The options of a decode call, and the only place where defaults are written down.
+import type { DeviceTensor } from './memory';
 import type { Tensor } from './tensor';
 
 /** How a batch is cut into work. 'lean' is the fast one; the others are there to compare with. */
@@ -38,21 +39,22 @@ export interface ScheduleOptions {
   launch?: LaunchOptions;
 }
 
-export interface DecodeOptions extends ScheduleOptions {
+/** T: where q, k and v may lie. Tensors in host memory are staged on a GPU in every call, those on the device are not. */
+export interface DecodeOptions<T extends Tensor | DeviceTensor = Tensor> extends ScheduleOptions {
   /**
    * Queries, [batch, numQueryHeads, headDim] or [batch, queryLen, numQueryHeads, headDim]; f32, f16 or bf16. headDim is a
    * multiple of 8 up to 512, queryLen 1 to 16. Of several queries, query i of n sees positions up to
    * contextLength - n + i (causal).
    */
-  q: Tensor;
+  q: T;
   /**
    * Keys; f32, f16 or bf16. Contiguous: [batch, capacity, numKvHeads, headDim]; paged:
    * [numPages, pageTokens, numKvHeads, headDim]; with layout 'HND' the middle two change places. headDim has stride 1,
    * the other strides are free. numQueryHeads is a multiple of numKvHeads.
    */
-  k: Tensor;
+  k: T;
   /** Values: shape and type of `k`, strides of its own. */
-  v: Tensor;
+  v: T;
   /** Default: 'NHD'. */
   layout?: Layout;
   /** Tokens of each sequence, [batch], 0 allowed. Default: the whole capacity. Copied when the call is made. */
@@ -75,6 +77,22 @@ export interface DecodeResult {
   out: Tensor;
   /** Natural logarithm of the sum of exp(score), q's shape without headDim, f32. -infinity where nothing was attended to. */
   lse: Tensor;
+}
+
+/** A decode in a stream: everything lies in the device's memory, and the work is cut there. */
+export interface StreamDecodeOptions
+  extends Omit<DecodeOptions<DeviceTensor>, 'contextLengths' | 'pageTable' | 'out' | 'lse'> {
+  /** Tokens of each sequence, i32 [batch]. Read when the work runs. Lengths outside the capacity are cut and reported. */
+  contextLengths: DeviceTensor;
+  /**
+   * Makes the cache paged: i32 [batch, maxPages]. Read when the work runs; entries past a context are ignored, others that
+   * are no page count as zeros and are reported.
+   */
+  pageTable?: DeviceTensor;
+  /** Where to write the output: q's shape and type, contiguous. */
+  out: DeviceTensor;
+  /** Where to write the log-sum-exp: q's shape without headDim, f32, contiguous. */
+  lse: DeviceTensor;
 }
 
 export const DEFAULTS = {

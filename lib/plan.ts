@@ -2,6 +2,7 @@
 
 import { prepareLengths, prepareSchedule } from './decode';
 import { DTYPE_CODES, type DType } from './dtype';
+import type { DeviceTensor } from './memory';
 import type { NativeDevice, NativePlan, NativePlanRequest } from './native';
 import {
   type DecodeOptions,
@@ -11,6 +12,7 @@ import {
   STRATEGIES,
   type Strategy,
 } from './options';
+import type { Tensor } from './tensor';
 import { expectInteger, expectObject, expectOneOf } from './validate';
 
 /** What a plan is made from: shapes and lengths, no tensors. */
@@ -49,9 +51,9 @@ export interface Segment {
 }
 
 /** What a plan takes from a decode call: the schedule and the lengths are its own. */
-export type PlanTensors = Omit<DecodeOptions, keyof ScheduleOptions | 'contextLengths'>;
+export type PlanTensors = Omit<DecodeOptions<Tensor | DeviceTensor>, keyof ScheduleOptions | 'contextLengths'>;
 
-type Run<T> = (options: DecodeOptions, plan: { native: NativePlan; batch: number }) => T;
+type Run<T> = (options: DecodeOptions<Tensor | DeviceTensor>, plan: { native: NativePlan; batch: number }) => T;
 
 /** Made by `device.plan(…)`. */
 export class Plan {

@@ -2,7 +2,7 @@
 import { DTYPE_CODES } from './dtype';
 import { native } from './native';
 import type { DecodeResult } from './options';
-import { convert, expectTensor, isContiguous, numElements, type Tensor, zeros } from './tensor';
+import { contiguousData, expectTensor, type Tensor, zeros } from './tensor';
 import { describe, expectObject } from './validate';
 
 /**
@@ -36,9 +36,6 @@ export function mergeStates(states: readonly DecodeResult[]): DecodeResult {
   );
   return result;
 }
-
-const contiguousData = (t: Tensor): Tensor['data'] =>
-  isContiguous(t) ? t.data.subarray(0, numElements(t.shape)) : convert(t, t.dtype).data;
 
 function expectShape(name: string, t: Tensor, shape: readonly number[], dtype: Tensor['dtype']): void {
   if (t.dtype !== dtype) throw new TypeError(`Expected \`${name}\` dtype to be '${dtype}', got '${t.dtype}'`);

@@ -39,7 +39,7 @@ export function numElements(shape: readonly number[]): number {
   return shape.reduce((product, length) => product * length, 1);
 }
 
-export function isContiguous(t: Tensor): boolean {
+export function isContiguous(t: Pick<Tensor, 'shape' | 'strides'>): boolean {
   const expected = contiguousStrides(t.shape);
   return t.shape.every((length, axis) => length <= 1 || t.strides[axis] === expected[axis]);
 }
@@ -131,6 +131,11 @@ export function zeros(shape: readonly number[], dtype: DType): Tensor {
   return tensor(dtype === 'f32' ? new Float32Array(count) : new Uint16Array(count), shape, { dtype });
 }
 
+/** A tensor's elements, in order, in one array: its own where it is contiguous. */
+export function contiguousData(t: Tensor): TensorData {
+  return isContiguous(t) ? t.data.subarray(0, numElements(t.shape)) : gather(t);
+}
+
 /** The elements of a strided tensor, in order, in one contiguous array. */
 function gather(source: Tensor): TensorData {
   const { data, shape, strides } = source;
@@ -156,8 +161,7 @@ function gather(source: Tensor): TensorData {
 export function convert(source: Tensor, dtype: DType): Tensor {
   expectTensor('source', source);
   if (!isDType(dtype)) throw new TypeError(`Expected \`dtype\` to be 'f32', 'f16' or 'bf16', got ${describe(dtype)}`);
-  const values = isContiguous(source) ? source.data.subarray(0, numElements(source.shape)) : gather(source);
   const target = zeros(source.shape, dtype);
-  native().convert(values, DTYPE_CODES[source.dtype], target.data, DTYPE_CODES[dtype]);
+  native().convert(contiguousData(source), DTYPE_CODES[source.dtype], target.data, DTYPE_CODES[dtype]);
   return target;
 }

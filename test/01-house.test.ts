@@ -63,7 +63,9 @@ const SEES: Record<Part, readonly Part[]> = {
 };
 
 /** What a backend may use of the runtime: its interface, and what that needs. */
-const BACKEND_FILES = ['backend', 'check', 'error', 'plan', 'thread_pool'].map((name) => `csrc/runtime/${name}.h`);
+const BACKEND_FILES = ['backend', 'check', 'error', 'plan', 'stream', 'thread_pool'].map(
+  (name) => `csrc/runtime/${name}.h`,
+);
 
 /** And the files of other parts: the interface between them. */
 const SEES_FILES: Record<Part, readonly string[]> = {

@@ -1,63 +1,18 @@
 // The CUDA device from Node, without a GPU: a second addon of the same binding, runtime and CUDA backend, over the rehearsed
 // kernels and a CUDA runtime that fails when it is told to (test/rehearsal/addon).
 import { spawnSync } from 'node:child_process';
-import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type * as Library from 'lean-attention';
-import type { DecodeOptions, DecodeResult, Device, LaunchOptions } from 'lean-attention';
-import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import type { DecodeOptions, LaunchOptions } from 'lean-attention';
+import { describe, expect, test } from 'vitest';
 import { build, type Case } from './helpers/cases';
 import { expectClose, expectSameBits } from './helpers/compare';
 import { referenceDecode } from './helpers/library';
-import { buildRehearsal, rehearsalFolder } from './helpers/rehearsal-build';
+import { rehearsalFolder } from './helpers/rehearsal-build';
+import { addonPath, failure, poisonedOutputs, useRehearsedCuda } from './helpers/rehearsed-cuda';
 
-interface Steering {
-  /** 0 present, 1 missing, 2 too old, 3 without a device */
-  driver?: 0 | 1 | 2 | 3;
-  devices?: number;
-  failAllocation?: number;
-  failLaunch?: number;
-  loseDevice?: number;
-}
-
-interface Alive {
-  allocations: number;
-  bytes: number;
-  streams: number;
-  events: number;
-  launches: number;
-}
-
-const addonPath = path.join(rehearsalFolder, 'rehearsed_addon.node');
 const root = fileURLToPath(new URL('..', import.meta.url));
-const load = createRequire(import.meta.url);
-let library: typeof Library;
-let addon: { steerCuda(steering: Steering): void; cudaAlive(): Alive };
-
-beforeAll(async () => {
-  await buildRehearsal('rehearsed_addon');
-  process.env.LEAN_ATTENTION_ADDON = addonPath;
-  library = load('../dist/index.js');
-  addon = load(addonPath);
-}, 12 * 60_000);
-
-let device: Device;
-beforeEach(() => {
-  addon.steerCuda({});
-  device = library.openDevice('cuda');
-});
-afterEach(() => {
-  addon.steerCuda({});
-  device.dispose();
-  const { allocations, bytes, streams, events } = addon.cudaAlive();
-  expect({ allocations, bytes, streams, events }, 'nothing leaks').toEqual({
-    allocations: 0,
-    bytes: 0,
-    streams: 0,
-    events: 0,
-  });
-});
+const cuda = useRehearsedCuda();
 
 const SMALL: Case = {
   contexts: [130, 0, 77],
@@ -72,28 +27,6 @@ const SMALL: Case = {
   kvType: 'f16',
   seed: 1,
 };
-
-/** What a call throws: its class, code and message. */
-async function failure(call: () => unknown): Promise<{ name: string; code?: string; message: string }> {
-  try {
-    await call();
-  } catch (error) {
-    const { name, code, message } = error as Error & { code?: string };
-    return { name, message, ...(code === undefined ? {} : { code }) };
-  }
-  throw new Error('expected a failure');
-}
-
-/** Outputs that hold NaN, so that what nobody writes shows. */
-function poisoned({ q }: DecodeOptions): DecodeResult {
-  const rows = q.shape.slice(0, -1);
-  const count = q.shape.reduce((a, b) => a * b);
-  const data = q.dtype === 'f32' ? new Float32Array(count).fill(Number.NaN) : new Uint16Array(count).fill(0x7fff);
-  return {
-    out: library.tensor(data, q.shape, { dtype: q.dtype }),
-    lse: library.tensor(new Float32Array(rows.reduce((a, b) => a * b)).fill(Number.NaN), rows),
-  };
-}
 
 describe('decode on the CUDA device', () => {
   test.each<[string, Partial<Case>]>([
@@ -112,16 +45,16 @@ describe('decode on the CUDA device', () => {
     const options = build(c);
     const expected = referenceDecode(options);
     for (const strategy of ['lean', 'fixed-split', 'flash-attention-2'] as const) {
-      const result = device.decodeSync({ ...options, ...poisoned(options), strategy });
+      const result = cuda.device.decodeSync({ ...options, ...poisonedOutputs(cuda.library, options), strategy });
       // Queries in f32 are rounded to K's type on the way into the matrix instructions.
       if (c.qType !== 'f32') expectClose(result, expected);
-      expectSameBits(await device.decode({ ...options, strategy }), result, 'asynchronous');
+      expectSameBits(await cuda.device.decode({ ...options, strategy }), result, 'asynchronous');
     }
   });
 
   test.each([1, 2, 3, 7, 64])('the CPU device agrees: %i workers', (workers) => {
     const options = build({ ...SMALL, contexts: [300, 0, 17, 129] });
-    expectClose(device.decodeSync({ ...options, workers }), referenceDecode(options));
+    expectClose(cuda.device.decodeSync({ ...options, workers }), referenceDecode(options));
   });
 
   test.each<LaunchOptions>([
@@ -132,27 +65,27 @@ describe('decode on the CUDA device', () => {
   ])('launched otherwise, the result is the same: %o', (launch) => {
     const options = build({ ...SMALL, contexts: [300, 17], headDim: 128 });
     expectSameBits(
-      device.decodeSync({ ...options, launch, workers: 3 }),
-      device.decodeSync({ ...options, workers: 3 }),
+      cuda.device.decodeSync({ ...options, launch, workers: 3 }),
+      cuda.device.decodeSync({ ...options, workers: 3 }),
     );
   });
 
   test('a plan prints what it launches', () => {
     const options = { numQueryHeads: 8, numKvHeads: 2, headDim: 120, contextLengths: [1000] };
-    const plan = device.plan(options);
+    const plan = cuda.device.plan(options);
     expect(plan.launch).toBe(
       'hopper: head dim 128, tiles of 64 tokens, 3 stages, 4 warps, 2 CTAs an SM, 6 workers, 1 row blocks, ' +
         '114864 bytes of shared memory',
     );
     expect(String(plan)).toContain(plan.launch);
-    expect(device.plan({ ...options, launch: { copies: 'bulk' } }).launch).toMatch(
+    expect(cuda.device.plan({ ...options, launch: { copies: 'bulk' } }).launch).toMatch(
       /^hopper, bulk copies: head dim 128/,
     );
     // One CTA may have what two would share.
-    expect(device.plan({ ...options, launch: { ctasPerSm: 1 } }).launch).toMatch(
+    expect(cuda.device.plan({ ...options, launch: { ctasPerSm: 1 } }).launch).toMatch(
       /1 CTAs an SM, 3 workers, .* 116736 bytes of shared memory$/,
     );
-    expect(() => device.plan({ ...options, launch: { ctasPerSm: 3 } })).toThrow(
+    expect(() => cuda.device.plan({ ...options, launch: { ctasPerSm: 3 } })).toThrow(
       'Expected `launch.ctasPerSm` to be from 1 to 2 for head dim 128 on this GPU, got 3',
     );
   });
@@ -165,47 +98,47 @@ describe('decode on the CUDA device', () => {
       { ...SMALL, contexts: [1, 2, 3, 4] },
     ];
     const calls = [...cases, ...cases].map((c) => build(c));
-    const results = await Promise.all(calls.map((options) => device.decode(options)));
+    const results = await Promise.all(calls.map((options) => cuda.device.decode(options)));
     for (const [index, result] of results.entries()) expectClose(result, referenceDecode(calls[index]));
   });
 
   test('dispose during a call: it ends as if nothing had happened', async () => {
     const options = build(SMALL);
-    const promise = device.decode(options);
-    device.dispose();
+    const promise = cuda.device.decode(options);
+    cuda.device.dispose();
     expectClose(await promise, referenceDecode(options));
   });
 
   test('what the kernels cannot do is said before anything runs', async () => {
-    const { launches } = addon.cudaAlive();
-    for (const call of [(o: DecodeOptions) => device.decodeSync(o), (o: DecodeOptions) => device.decode(o)]) {
+    const { launches } = cuda.addon.cudaAlive();
+    for (const call of [(o: DecodeOptions) => cuda.device.decodeSync(o), (o: DecodeOptions) => cuda.device.decode(o)]) {
       expect(await failure(() => call(build({ ...SMALL, qType: 'f32', kvType: 'f32' })))).toEqual({
         name: 'RangeError',
         message: 'The CUDA kernels read K and V in f16 or bf16',
       });
       expect((await failure(() => call(build({ ...SMALL, headDim: 512 })))).name).toBe('RangeError');
     }
-    expect(addon.cudaAlive().launches).toBe(launches);
+    expect(cuda.addon.cudaAlive().launches).toBe(launches);
   });
 });
 
 describe('which device', () => {
   test("'auto' takes CUDA and says why; 'cpu' does not", () => {
-    using auto = library.openDevice('auto');
+    using auto = cuda.library.openDevice('auto');
     expect(auto.description).toBe('cuda:0 (3 multiprocessors, sm_90), taken because a CUDA device was found');
-    using cpu = library.openDevice('cpu');
+    using cpu = cuda.library.openDevice('cpu');
     expect(cpu.type).toBe('cpu');
   });
 
   test('a second device', () => {
-    using second = library.openDevice('cuda:1');
+    using second = cuda.library.openDevice('cuda:1');
     expect(second.name).toBe('cuda:1');
     const options = build(SMALL);
     expectClose(second.decodeSync(options), referenceDecode(options));
   });
 
   test('a device that is not there', async () => {
-    expect(await failure(() => library.openDevice('cuda:2'))).toEqual({
+    expect(await failure(() => cuda.library.openDevice('cuda:2'))).toEqual({
       name: 'LeanAttentionError',
       code: 'CUDA_UNAVAILABLE',
       message: 'No CUDA device 2: this machine has 2',
@@ -217,14 +150,14 @@ describe('which device', () => {
     ['a driver too old', 2, /supports CUDA 11\.4, this build needs 13\.0; update the driver/],
     ['no GPU', 3, /the NVIDIA driver found no GPU; see nvidia-smi/],
   ])('%s: never a silent fallback', async (_, driver, message) => {
-    addon.steerCuda({ driver });
-    const error = await failure(() => library.openDevice('cuda'));
+    cuda.addon.steerCuda({ driver });
+    const error = await failure(() => cuda.library.openDevice('cuda'));
     expect(error).toMatchObject({ name: 'LeanAttentionError', code: 'CUDA_UNAVAILABLE' });
     expect(error.message).toMatch(message);
-    using auto = library.openDevice('auto');
+    using auto = cuda.library.openDevice('auto');
     expect(auto.type).toBe('cpu');
     expect(auto.description).toContain('taken because no CUDA device can be used');
-    expect(library.installation().cuda.available).toBe(false);
+    expect(cuda.library.installation().cuda.available).toBe(false);
   });
 });
 
@@ -234,8 +167,8 @@ describe('when it fails', () => {
     const expected = referenceDecode(options);
     let failures = 0;
     for (let n = 1; n < 40; ++n) {
-      using fresh = library.openDevice('cuda');
-      addon.steerCuda({ failAllocation: n });
+      using fresh = cuda.library.openDevice('cuda');
+      cuda.addon.steerCuda({ failAllocation: n });
       let error: Error & { code?: string } = new Error('none');
       try {
         fresh.decodeSync(options);
@@ -247,7 +180,7 @@ describe('when it fails', () => {
           /^Not enough memory on the device: asked for \d+ [KM]iB, \d+ MiB of 1024 MiB are free$/,
         );
       }
-      addon.steerCuda({});
+      cuda.addon.steerCuda({});
       expectClose(fresh.decodeSync(options), expected);
       if (error.message === 'none') break;
     }
@@ -256,23 +189,23 @@ describe('when it fails', () => {
 
   test('at the launch: the process lives, the next call works', async () => {
     const options = build(SMALL);
-    addon.steerCuda({ failLaunch: 1 });
-    expect(await failure(() => device.decode(options))).toMatchObject({
+    cuda.addon.steerCuda({ failLaunch: 1 });
+    expect(await failure(() => cuda.device.decode(options))).toMatchObject({
       name: 'LeanAttentionError',
-      code: 'DEVICE_LOST',
+      code: 'LAUNCH_FAILED',
     });
-    expectClose(await device.decode(options), referenceDecode(options));
+    expectClose(await cuda.device.decode(options), referenceDecode(options));
   });
 
   test('for good: every later call says so, and a device opened afterwards works where CUDA allows it', async () => {
     const options = build(SMALL);
-    addon.steerCuda({ loseDevice: 1 });
+    cuda.addon.steerCuda({ loseDevice: 1 });
     for (let call = 0; call < 3; ++call) {
-      const error = await failure(() => (call === 1 ? device.decodeSync(options) : device.decode(options)));
+      const error = await failure(() => (call === 1 ? cuda.device.decodeSync(options) : cuda.device.decode(options)));
       expect(error).toMatchObject({ code: 'DEVICE_LOST', message: expect.stringContaining('illegal memory access') });
     }
-    addon.steerCuda({});
-    using fresh = library.openDevice('cuda');
+    cuda.addon.steerCuda({});
+    using fresh = cuda.library.openDevice('cuda');
     expectClose(fresh.decodeSync(options), referenceDecode(options));
   });
 });

@@ -35,14 +35,17 @@ exact<Same<DeviceSpec, 'auto' | 'cpu' | 'cuda' | `cuda:${number}`>>();
 exact<
   Same<
     ErrorCode,
+    | 'BAD_DEVICE_DATA'
     | 'BUFFER_DETACHED'
     | 'CANCELLED'
     | 'CUDA_UNAVAILABLE'
     | 'DEVICE_DISPOSED'
     | 'DEVICE_LOST'
     | 'INTERNAL'
+    | 'LAUNCH_FAILED'
     | 'NATIVE_LOAD_FAILED'
     | 'OUT_OF_MEMORY'
+    | 'UNSUPPORTED'
   >
 >();
 

@@ -5,7 +5,9 @@
 #include "../cuda/cuda_backend.h"
 #include "device.h"
 #include "environment.h"
+#include "memory.h"
 #include "plan.h"
+#include "stream.h"
 #include "tensors.h"
 
 namespace lean::binding {
@@ -80,6 +82,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<Environment>(environment);
   environment->device_class = Napi::Persistent(NativeDevice::define(env));
   environment->plan_class = Napi::Persistent(NativePlan::define(env));
+  environment->memory_class = Napi::Persistent(NativeMemory::define(env));
+  environment->stream_class = Napi::Persistent(NativeStream::define(env));
   const auto add = [&](const char* name, auto function) {
     exports.Set(name, Napi::Function::New(env, function, name));
   };

@@ -5,6 +5,7 @@
 
 #include "../runtime/check.h"
 #include "../runtime/error.h"
+#include "memory.h"
 #include "plan.h"
 
 namespace lean::binding {
@@ -102,24 +103,11 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
   return request;
 }
 
-std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
-                                        std::vector<Napi::Object>& pinned) {
-  const auto view = [&](const char* name) {
-    const Napi::Value value = object.Get(name);
-    const std::span<std::byte> bytes = bytes_of(value, name);
-    pinned.push_back(value.As<Napi::Object>());
-    return bytes;
-  };
-  auto call = std::make_shared<DecodeCall>();
-  const Napi::Value plan = object.Get("plan");
-  call->plan = plan.IsObject()
-                   ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
-                   : std::make_shared<const Plan>(plan_request(object, backend),
-                                                  int32_values(object.Get("contextLengths"), "contextLengths"));
-  const Napi::Value table = object.Get("pageTable");
-  if (table.IsObject()) call->page_table = int32_values(table, "pageTable");
+namespace {
 
-  DecodeParams& params = call->params;
+// Shapes, strides and types: all but the pointers.
+DecodeParams decode_shape(const Napi::Object& object) {
+  DecodeParams params{};
   params.q_type = dtype(object.Get("qType"));
   params.kv_type = dtype(object.Get("kvType"));
   params.batch = int32(object, "batch");
@@ -135,23 +123,96 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
                       integer(object, "qHeadStride")};
   params.k_strides = cache_strides(object, "kPageStride", "kTokenStride", "kHeadStride");
   params.v_strides = cache_strides(object, "vPageStride", "vTokenStride", "vHeadStride");
+  return params;
+}
 
-  if (static_cast<int64_t>(call->plan->context_lengths().size()) != params.batch)
-    refuse("Expected `contextLengths` to hold " + std::to_string(params.batch) + " lengths, got " +
-           std::to_string(call->plan->context_lengths().size()));
-  if (table.IsObject() && static_cast<int64_t>(call->page_table.size()) != int64_t{params.batch} * params.max_pages)
-    refuse(
-        "Expected `pageTable` to hold batch x maxPages = " + std::to_string(int64_t{params.batch} * params.max_pages) +
-        " entries, got " + std::to_string(call->page_table.size()));
+void expect_entries(const char* name, size_t expected, size_t found) {
+  if (found != expected)
+    refuse("Expected `" + std::string(name) + "` to hold " + std::to_string(expected) + " entries, got " +
+           std::to_string(found));
+}
+
+// Outputs must not lie over inputs or each other: workers write while others still read.
+void expect_apart(const char* name, std::span<std::byte> target,
+                  std::initializer_list<std::pair<const char*, std::span<std::byte>>> others) {
+  for (const auto& [other, memory] : others)
+    if (target.data() < memory.data() + memory.size() && memory.data() < target.data() + target.size())
+      refuse("Expected `" + std::string(name) + "` to have memory of its own, got memory that `" + other +
+             "` uses too");
+}
+
+size_t table_entries(const DecodeParams& params) {
+  return static_cast<size_t>(params.batch) * static_cast<size_t>(params.max_pages);
+}
+
+}  // namespace
+
+std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
+                                        std::vector<Napi::Object>& pinned) {
+  auto call = std::make_shared<DecodeCall>();
+  // A tensor's memory, the host's or the device's; either way it is kept while the call runs.
+  const auto view = [&](const char* name, bool* on_device) {
+    const Napi::Value value = object.Get(name);
+    if (on_device && is_device_view(value)) {
+      *on_device = true;
+      DeviceView memory = device_view(value, name, backend);
+      call->owners.push_back(std::move(memory.owner));
+      return std::span<std::byte>(memory.data, memory.bytes);
+    }
+    const std::span<std::byte> bytes = bytes_of(value, name);
+    pinned.push_back(value.As<Napi::Object>());
+    return bytes;
+  };
+  const Napi::Value plan = object.Get("plan");
+  call->plan = plan.IsObject()
+                   ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
+                   : std::make_shared<const Plan>(plan_request(object, backend),
+                                                  int32_values(object.Get("contextLengths"), "contextLengths"));
+  const Napi::Value table = object.Get("pageTable");
+  if (table.IsObject()) call->page_table = int32_values(table, "pageTable");
+
+  DecodeParams& params = call->params = decode_shape(object);
+  expect_entries("contextLengths", static_cast<size_t>(params.batch), call->plan->context_lengths().size());
+  if (table.IsObject()) expect_entries("pageTable", table_entries(params), call->page_table.size());
   params.context_lengths = call->plan->context_lengths().data();
   params.page_table = table.IsObject() ? call->page_table.data() : nullptr;
 
-  const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
+  const auto q = view("q", &call->q_on_device), k = view("k", &call->k_on_device), v = view("v", &call->v_on_device);
+  const auto out = view("out", nullptr), lse = view("lse", nullptr);
   check_params(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
   const PlanRequest& request = call->plan->request();
   if (request.num_kv_heads != params.num_kv_heads || request.head_dim != params.head_dim ||
       request.kv_type != params.kv_type)
     refuse("Expected tensors of the shape that the plan was made for");
+  params.q = address(q, params.q_type, "q");
+  params.k = address(k, params.kv_type, "k");
+  params.v = address(v, params.kv_type, "v");
+  params.out = address(out, params.q_type, "out");
+  params.lse = static_cast<float*>(address(lse, DType::kF32, "lse"));
+  return call;
+}
+
+StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
+  StreamDecode call;
+  const auto view = [&](const char* name) {
+    DeviceView memory = device_view(object.Get(name), name, backend);
+    call.owners.push_back(std::move(memory.owner));
+    return std::span<std::byte>(memory.data, memory.bytes);
+  };
+  call.request = plan_request(object, backend);
+  DecodeParams& params = call.params = decode_shape(object);
+  const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
+  expect_apart("out", out, {{"q", q}, {"k", k}, {"v", v}, {"lse", lse}});
+  expect_apart("lse", lse, {{"q", q}, {"k", k}, {"v", v}});
+  check_params_on_device(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
+  const auto lengths = view("contextLengths");
+  expect_entries("contextLengths", static_cast<size_t>(params.batch), lengths.size() / sizeof(int32_t));
+  params.context_lengths = reinterpret_cast<const int32_t*>(lengths.data());
+  if (object.Get("pageTable").IsObject()) {
+    const auto table = view("pageTable");
+    expect_entries("pageTable", table_entries(params), table.size() / sizeof(int32_t));
+    params.page_table = reinterpret_cast<const int32_t*>(table.data());
+  }
   params.q = address(q, params.q_type, "q");
   params.k = address(k, params.kv_type, "k");
   params.v = address(v, params.kv_type, "v");

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../runtime/backend.h"
+#include "../runtime/stream.h"
 
 namespace lean::binding {
 
@@ -22,8 +23,12 @@ DType dtype(const Napi::Value& value);
 PlanRequest plan_request(const Napi::Object& object, const Backend& backend);
 std::vector<int32_t> int32_values(const Napi::Value& value, const char* name);
 
-// A complete, checked call. `pinned` receives the objects whose memory it uses.
+// A complete, checked call. K, V and Q lie in host memory or in the device's. `pinned` receives the objects whose
+// memory it uses.
 std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
                                         std::vector<Napi::Object>& pinned);
+
+// The same for a stream: everything lies in the device's memory.
+StreamDecode stream_decode(const Napi::Object& object, const Backend& backend);
 
 }  // namespace lean::binding

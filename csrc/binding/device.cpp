@@ -3,7 +3,9 @@
 #include "../runtime/error.h"
 #include "arguments.h"
 #include "environment.h"
+#include "memory.h"
 #include "plan.h"
+#include "stream.h"
 
 namespace lean::binding {
 
@@ -14,6 +16,9 @@ Napi::Function NativeDevice::define(Napi::Env env) {
        InstanceMethod<&NativeDevice::workspace_bytes>("workspaceBytes"),
        InstanceMethod<&NativeDevice::describe_launch>("describeLaunch"),
        InstanceMethod<&NativeDevice::decode>("decode"), InstanceMethod<&NativeDevice::decode_async>("decodeAsync"),
+       InstanceMethod<&NativeDevice::allocate>("allocate"), InstanceMethod<&NativeDevice::wrap>("wrap"),
+       InstanceMethod<&NativeDevice::upload>("upload"), InstanceMethod<&NativeDevice::download>("download"),
+       InstanceMethod<&NativeDevice::create_stream>("createStream"),
        InstanceMethod<&NativeDevice::time_read>("timeRead"), InstanceMethod<&NativeDevice::close>("close")});
 }
 
@@ -81,8 +86,54 @@ Napi::Value NativeDevice::decode(const Napi::CallbackInfo& info) {
 Napi::Value NativeDevice::decode_async(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     std::vector<Napi::Object> pinned;
+    Environment& environment = Environment::of(info.Env());
     auto call = decode_call(info[0].As<Napi::Object>(), backend(), pinned);
-    return Environment::of(info.Env()).start(backend_, std::move(call), std::move(pinned));
+    call->cancelled = environment.closing();
+    return environment.start(backend_, std::move(pinned), [&](Done done) { backend().submit(call, std::move(done)); });
+  });
+}
+
+Napi::Value NativeDevice::allocate(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto bytes = static_cast<size_t>(info[0].As<Napi::Number>().Int64Value());
+    return NativeMemory::create(info.Env(), {backend_, backend().allocate(bytes), bytes});
+  });
+}
+
+Napi::Value NativeDevice::wrap(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    bool lossless = false;
+    const uint64_t address = info[0].As<Napi::BigInt>().Uint64Value(&lossless);
+    if (!lossless || address == 0)
+      throw Error(ErrorCode::kInvalidArgument, "Expected `pointer` to be an address of 64 bits that is not 0");
+    const auto bytes = static_cast<size_t>(info[1].As<Napi::Number>().Int64Value());
+    // The caller's own: kept alive by nobody here.
+    const std::shared_ptr<void> memory(reinterpret_cast<void*>(address), [](void*) {});
+    return NativeMemory::create(info.Env(), {backend_, memory, bytes});
+  });
+}
+
+void NativeDevice::upload(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    const DeviceView target = device_view(info[0], "target", backend());
+    const std::span<std::byte> source = bytes_of(info[1], "source");
+    expect_same_size(target.bytes, source.size());
+    backend().upload(target.data, source.data(), source.size());
+  });
+}
+
+void NativeDevice::download(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    const DeviceView source = device_view(info[0], "source", backend());
+    const std::span<std::byte> target = bytes_of(info[1], "target");
+    expect_same_size(target.size(), source.bytes);
+    backend().download(target.data(), source.data, source.bytes);
+  });
+}
+
+Napi::Value NativeDevice::create_stream(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return NativeStream::create(info.Env(), backend_, backend().create_stream());
   });
 }
 

@@ -23,6 +23,11 @@ class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
   Napi::Value describe_launch(const Napi::CallbackInfo& info);
   Napi::Value decode(const Napi::CallbackInfo& info);        // blocks
   Napi::Value decode_async(const Napi::CallbackInfo& info);  // a promise of undefined
+  Napi::Value allocate(const Napi::CallbackInfo& info);      // (bytes)
+  Napi::Value wrap(const Napi::CallbackInfo& info);          // (pointer, bytes)
+  void upload(const Napi::CallbackInfo& info);               // (target, source), blocks
+  void download(const Napi::CallbackInfo& info);             // (source, target), blocks
+  Napi::Value create_stream(const Napi::CallbackInfo& info);
   Napi::Value time_read(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);  // calls in flight go on; idempotent
 

@@ -17,6 +17,12 @@ const char* code_name(ErrorCode code) {
       return "CUDA_UNAVAILABLE";
     case ErrorCode::kDeviceLost:
       return "DEVICE_LOST";
+    case ErrorCode::kLaunchFailed:
+      return "LAUNCH_FAILED";
+    case ErrorCode::kBadDeviceData:
+      return "BAD_DEVICE_DATA";
+    case ErrorCode::kUnsupported:
+      return "UNSUPPORTED";
     case ErrorCode::kCancelled:
       return "CANCELLED";
     case ErrorCode::kInvalidArgument:
@@ -52,13 +58,12 @@ Napi::Error Environment::to_js(std::exception_ptr error) {
   }
 }
 
-Napi::Promise Environment::start(std::shared_ptr<Backend> backend, std::shared_ptr<DecodeCall> call,
-                                 std::vector<Napi::Object> pinned) {
-  auto owned = std::make_unique<Pending>(Pending{Napi::Promise::Deferred::New(env_), {}, std::move(backend), nullptr});
+Napi::Promise Environment::start(std::shared_ptr<void> owner, std::vector<Napi::Object> pinned,
+                                 const std::function<void(Done)>& submit) {
+  auto owned = std::make_unique<Pending>(Pending{Napi::Promise::Deferred::New(env_), {}, std::move(owner), nullptr});
   Pending* pending = owned.get();
   for (const Napi::Object& object : pinned) pending->pinned.push_back(Napi::Persistent(object));
   const Napi::Promise promise = pending->deferred.Promise();
-  call->cancelled = closing_;
   if (pending_.empty()) ended_.Ref(env_);
   pending_.emplace(pending, std::move(owned));
   {
@@ -74,7 +79,7 @@ Napi::Promise Environment::start(std::shared_ptr<Backend> backend, std::shared_p
     idle_.notify_all();
   };
   try {
-    pending->backend->submit(std::move(call), done);
+    submit(done);
   } catch (...) {
     done(std::current_exception());
   }
@@ -112,6 +117,8 @@ void Environment::close() {
   pending_.clear();
   device_class.Reset();
   plan_class.Reset();
+  memory_class.Reset();
+  stream_class.Reset();
   error_class_.Reset();
 }
 

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -27,19 +28,24 @@ class Environment {
   // The JavaScript error for a native one: RangeError for a caller's mistake, else LeanAttentionError with a code.
   Napi::Error to_js(std::exception_ptr error);
 
-  // Starts an asynchronous call. `pinned` (the typed arrays it reads and writes) and the backend stay alive until it
-  // has ended, whatever JavaScript drops or disposes meanwhile.
-  Napi::Promise start(std::shared_ptr<Backend> backend, std::shared_ptr<DecodeCall> call,
-                      std::vector<Napi::Object> pinned);
+  // Starts asynchronous work: `submit` hands a Done to whoever does it. `pinned` (the typed arrays that it reads and
+  // writes) and `owner` (the device or stream) stay alive until it has ended, whatever JavaScript drops meanwhile.
+  Napi::Promise start(std::shared_ptr<void> owner, std::vector<Napi::Object> pinned,
+                      const std::function<void(Done)>& submit);
+
+  // True once the environment is going away: calls that have not begun may stop.
+  const std::shared_ptr<std::atomic<bool>>& closing() const { return closing_; }
 
   Napi::FunctionReference device_class;
   Napi::FunctionReference plan_class;
+  Napi::FunctionReference memory_class;
+  Napi::FunctionReference stream_class;
 
  private:
   struct Pending {
     Napi::Promise::Deferred deferred;
     std::vector<Napi::ObjectReference> pinned;
-    std::shared_ptr<Backend> backend;
+    std::shared_ptr<void> owner;
     std::exception_ptr error;
   };
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstring>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -54,6 +56,16 @@ class CpuBackend final : public Backend {
   std::string describe_launch(const Plan&, int32_t rows) const override {
     return std::string(tile_.name) + " tile code on " + std::to_string(pool_.num_threads()) + " threads, " +
            std::to_string(rows) + " rows share a read of K and V";
+  }
+
+  std::shared_ptr<void> allocate(size_t bytes) override {
+    constexpr std::align_val_t kLine{64};
+    return std::shared_ptr<void>(::operator new(bytes, kLine), [](void* memory) { ::operator delete(memory, kLine); });
+  }
+  void upload(void* target, const void* source, size_t bytes) override { memcpy(target, source, bytes); }
+  void download(void* target, const void* source, size_t bytes) override { memcpy(target, source, bytes); }
+  std::shared_ptr<Stream> create_stream() override {
+    throw Error(ErrorCode::kUnsupported, "Streams need a CUDA device; on the CPU, await device.decode()");
   }
 
   void decode(const DecodeCall& call) override {

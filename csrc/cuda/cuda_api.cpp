@@ -40,7 +40,7 @@ void check(cudaError_t status, const char* what, std::source_location where = st
     throw Error(ErrorCode::kCudaUnavailable, text, where);
   if (is_sticky(status))
     throw Error(ErrorCode::kDeviceLost, text + "; the device can be used again only by a new process", where);
-  throw Error(ErrorCode::kDeviceLost, text, where);
+  throw Error(ErrorCode::kLaunchFailed, text, where);
 }
 
 cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
@@ -95,12 +95,32 @@ void release(void* memory) noexcept {
   if (memory) cudaFree(memory);
 }
 
+void* allocate_pinned(size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMallocHost(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw Error(ErrorCode::kOutOfMemory,
+                "Not enough host memory can be pinned for a copy of " + std::to_string(bytes) + " bytes");
+  }
+  check(status, "Pinning host memory");
+  return memory;
+}
+
+void release_pinned(void* memory) noexcept {
+  if (memory) cudaFreeHost(memory);
+}
+
 void copy_to_device(void* target, const void* source, size_t bytes, Stream stream) {
   check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, native(stream)), "Copying to the device");
 }
 
 void copy_to_host(void* target, const void* source, size_t bytes, Stream stream) {
   check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, native(stream)), "Copying to the host");
+}
+
+void copy_on_device(void* target, const void* source, size_t bytes, Stream stream) {
+  check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, native(stream)), "Copying on the device");
 }
 
 void clear(void* memory, size_t bytes, Stream stream) {
@@ -121,7 +141,7 @@ void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "
 
 Event create_event() {
   cudaEvent_t event;
-  check(cudaEventCreate(&event), "Creating an event");
+  check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync), "Creating an event");
   return event;
 }
 
@@ -133,10 +153,48 @@ void record(Event event, Stream stream) {
   check(cudaEventRecord(static_cast<cudaEvent_t>(event), native(stream)), "Recording an event");
 }
 
+void wait(Event event) { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "The work on the device"); }
+
+void wait(Stream stream, Event event) {
+  check(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(event), 0), "Waiting for an event");
+}
+
 float milliseconds_between(Event start, Event end) {
   float milliseconds = 0;
-  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(start), static_cast<cudaEvent_t>(end)), "Timing");
+  const cudaError_t status =
+      cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(start), static_cast<cudaEvent_t>(end));
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();
+    throw Error(ErrorCode::kInvalidArgument, "Expected both events to have happened; await finish() first");
+  }
+  check(status, "Timing");
   return milliseconds;
+}
+
+// Relaxed: other threads, and the allocation of a workspace, may go on meanwhile.
+void begin_capture(Stream stream) {
+  check(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeRelaxed), "Beginning a capture");
+}
+
+Graph end_capture(Stream stream) {
+  cudaGraph_t graph = nullptr;
+  if (cudaStreamEndCapture(native(stream), &graph) != cudaSuccess || !graph) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "Making the graph executable");
+  return executable;
+}
+
+void launch_graph(Graph graph, Stream stream) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), native(stream)), "Launching the graph");
+}
+
+void destroy_graph(Graph graph) noexcept {
+  if (graph) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
 }
 
 KernelCode kernel_code(const void* kernel) {

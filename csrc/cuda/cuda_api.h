@@ -3,7 +3,8 @@
 // kernels and can be told to fail. No CUDA header here, so that code above it builds without the toolkit.
 //
 // Every function throws Error with the code that fits: kOutOfMemory with what was asked and what is free, kDeviceLost
-// for a fault that the device does not recover from, kCudaUnavailable where there is nothing to run on.
+// for a fault that the device does not recover from, kLaunchFailed for work that it refused, kCudaUnavailable where
+// there is nothing to run on.
 #pragma once
 
 #include <cstddef>
@@ -36,10 +37,14 @@ int current_device();
 
 void* allocate(size_t bytes);
 void release(void* memory) noexcept;
+void* allocate_pinned(size_t bytes);  // host memory that the device copies from and to while the host goes on
+void release_pinned(void* memory) noexcept;
 
-// In stream order; host memory that is not pinned is copied before they return.
+// In stream order. Host memory that is not pinned may change once copy_to_device has returned, and holds the result
+// once copy_to_host has.
 void copy_to_device(void* target, const void* source, size_t bytes, Stream stream);
 void copy_to_host(void* target, const void* source, size_t bytes, Stream stream);
+void copy_on_device(void* target, const void* source, size_t bytes, Stream stream);
 void clear(void* memory, size_t bytes, Stream stream);
 
 Stream create_stream();
@@ -49,7 +54,16 @@ void synchronize(Stream stream);  // reports what went wrong in the work before 
 Event create_event();
 void destroy_event(Event event) noexcept;
 void record(Event event, Stream stream);
-float milliseconds_between(Event start, Event end);  // both must have happened
+void wait(Event event);                 // the calling thread; reports what went wrong in the work before it
+void wait(Stream stream, Event event);  // the stream
+float milliseconds_between(Event start, Event end);  // kInvalidArgument: one of them has not happened yet
+
+// Between the two calls, what is enqueued on the stream becomes the graph's nodes and does not run.
+using Graph = void*;
+void begin_capture(Stream stream);
+Graph end_capture(Stream stream);  // null: what was captured cannot be used
+void launch_graph(Graph graph, Stream stream);
+void destroy_graph(Graph graph) noexcept;
 
 // A kernel is named by its function's address (instances.h).
 struct KernelCode {

@@ -1,6 +1,7 @@
-// The CUDA backend for tensors in host memory: each call's tensors are staged on the device, computed in one launch and
-// copied back. Calls run one after the other on a stream of the backend's own; asynchronous ones on a thread of its
-// own, so that neither JavaScript nor libuv's pool ever waits for a GPU.
+// The CUDA backend's own calls: tensors that lie in host memory are staged on the device, the rest is used where it is,
+// and the outputs are copied back. Calls run one after the other on a stream of the backend's own; asynchronous ones on
+// a thread of its own, so that neither JavaScript nor libuv's pool ever waits for a GPU. What a server does step by
+// step goes over streams (cuda_stream.cpp), where nothing is staged.
 #include "cuda_backend.h"
 
 #include <mutex>
@@ -10,66 +11,21 @@
 #include "../runtime/error.h"
 #include "../runtime/thread_pool.h"
 #include "cuda_api.h"
+#include "cuda_stream.h"
 #include "launch.h"
+#include "owned.h"
 
 namespace lean::cuda {
 
 namespace {
 
-// Device memory that grows to what the largest call needs. Growing frees the old block first: staging holds no state.
-class DeviceBuffer {
- public:
-  DeviceBuffer() = default;
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
-  ~DeviceBuffer() { api::release(memory_); }
-
-  // True: the memory is new, its content undefined.
-  bool reserve(size_t bytes) {
-    if (bytes <= bytes_) return false;
-    api::release(std::exchange(memory_, nullptr));
-    bytes_ = 0;
-    memory_ = api::allocate(bytes);
-    bytes_ = bytes;
-    return true;
-  }
-
-  void* data() const { return memory_; }
-  size_t size() const { return bytes_; }
-
- private:
-  void* memory_ = nullptr;
-  size_t bytes_ = 0;
-};
-
-class OwnEvent {
- public:
-  OwnEvent() : event_(api::create_event()) {}
-  OwnEvent(const OwnEvent&) = delete;
-  OwnEvent& operator=(const OwnEvent&) = delete;
-  ~OwnEvent() { api::destroy_event(event_); }
-  operator api::Event() const { return event_; }
-
- private:
-  api::Event event_;
-};
-
-class OwnStream {
- public:
-  OwnStream() : stream_(api::create_stream()) {}
-  OwnStream(const OwnStream&) = delete;
-  OwnStream& operator=(const OwnStream&) = delete;
-  ~OwnStream() { api::destroy_stream(stream_); }
-  operator api::Stream() const { return stream_; }
-
- private:
-  api::Stream stream_;
-};
-
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int device)
-      : device_(device), info_((api::use_device(device), api::device_info(device))), completion_(1) {}
+      : device_(device),
+        info_((api::use_device(device), api::device_info(device))),
+        stream_(api::create_stream()),
+        completion_(1) {}
 
   std::string name() const override { return "cuda:" + std::to_string(device_); }
   std::string instruction_set() const override {
@@ -91,6 +47,21 @@ class CudaBackend final : public Backend {
   std::string describe_launch(const Plan& plan, int32_t rows) const override {
     return launch_of(plan, rows).describe();
   }
+
+  std::shared_ptr<void> allocate(size_t bytes) override { return allocate_shared(device_, bytes); }
+  void upload(void* target, const void* source, size_t bytes) override {
+    api::use_device(device_);
+    const std::lock_guard lock(mutex_);
+    api::copy_to_device(target, source, bytes, stream_);
+    api::synchronize(stream_);
+  }
+  void download(void* target, const void* source, size_t bytes) override {
+    api::use_device(device_);
+    const std::lock_guard lock(mutex_);
+    api::copy_to_host(target, source, bytes, stream_);
+    api::synchronize(stream_);
+  }
+  std::shared_ptr<Stream> create_stream() override { return cuda::create_stream(device_); }
 
   void decode(const DecodeCall& call) override {
     const std::lock_guard lock(mutex_);
@@ -126,7 +97,7 @@ class CudaBackend final : public Backend {
       at += buffer.size();
     }
     out_.reserve(sizeof(float));
-    const OwnEvent start, end;
+    const OwnEvent start(api::create_event()), end(api::create_event());
     api::record(start, stream_);
     launch_read(k_.data(), total, out_.data(), info_.num_processors, stream_);
     api::record(end, stream_);
@@ -170,9 +141,9 @@ class CudaBackend final : public Backend {
     LaunchRequest request = launch_request(*call.plan, host);
     DecodeParams& params = request.decode;
     const bool reads_cache = call.plan->schedule().num_tiles > 0;
-    params.q = stage(q_, host.q, bytes.q);
-    params.k = stage(k_, host.k, reads_cache ? bytes.k : 0);
-    params.v = stage(v_, host.v, reads_cache ? bytes.v : 0);
+    if (!call.q_on_device) params.q = stage(q_, host.q, bytes.q);
+    if (!call.k_on_device) params.k = stage(k_, host.k, reads_cache ? bytes.k : 0);
+    if (!call.v_on_device) params.v = stage(v_, host.v, reads_cache ? bytes.v : 0);
     params.context_lengths = static_cast<const int32_t*>(
         stage(lengths_, host.context_lengths, static_cast<size_t>(host.batch) * sizeof(int32_t)));
     params.page_table =
@@ -197,13 +168,14 @@ class CudaBackend final : public Backend {
     api::copy_to_host(host.out, out_.data(), bytes.out, stream_);
     api::copy_to_host(host.lse, lse_.data(), bytes.lse, stream_);
     api::synchronize(stream_);
-    if (status != 0) throw Error(ErrorCode::kInvalidArgument, describe_status(status));
+    if (status != 0) throw Error(ErrorCode::kBadDeviceData, describe_status(status));
   }
 
   const int device_;
   const api::DeviceInfo info_;
   std::mutex mutex_;  // guards everything below but completion_
-  DeviceBuffer q_, k_, v_, out_, lse_, lengths_, pages_, scratch_, counters_;
+  DeviceBuffer q_{device_}, k_{device_}, v_{device_}, out_{device_}, lse_{device_}, lengths_{device_}, pages_{device_},
+      scratch_{device_}, counters_{device_};
   bool counters_are_clean_ = false;
   const OwnStream stream_;
   ThreadPool completion_;  // last, so that it ends before what its calls use

@@ -200,7 +200,7 @@ void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, api::St
   params.first_tile = plan.tile_map_kernel ? reinterpret_cast<int64_t*>(scratch) : nullptr;
   params.partials = reinterpret_cast<float*>(scratch + tile_map_bytes(plan, request.decode.batch));
   params.counters = reinterpret_cast<uint32_t*>(counters + kCounterHeader);
-  params.status = reinterpret_cast<uint32_t*>(counters);
+  params.status = request.status ? request.status : reinterpret_cast<uint32_t*>(counters);
   if (plan.tile_map_kernel) {
     TileMapParams map{params, plan.config.tile_tokens};
     api::launch(tile_map_kernel(), {1, 1}, kTileMapThreads, kTileMapSharedBytes, &map, stream);

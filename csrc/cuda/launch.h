@@ -32,6 +32,7 @@ struct LaunchRequest {
 
   void* counters = nullptr;
   void* scratch = nullptr;
+  uint32_t* status = nullptr;  // [1] where the KernelStatus bits go; null: to the counters' first word
 };
 
 // Everything that a launch chooses. It depends on the current device and on the request's shapes, never on contents.

@@ -19,13 +19,19 @@ namespace lean {
 // is made; K, V, Q and the outputs stay the caller's.
 struct DecodeCall {
   std::shared_ptr<const Plan> plan;
+  bool q_on_device = false;  // which of them lie in memory that the backend allocated; the others are the host's
+  bool k_on_device = false;
+  bool v_on_device = false;
   std::vector<int32_t> page_table;               // empty: contiguous
+  std::vector<std::shared_ptr<void>> owners;     // of the device's memory that it uses
   DecodeParams params;                           // its context_lengths and page_table point into this call
   std::shared_ptr<std::atomic<bool>> cancelled;  // true: nobody waits for the result any more; may be null
 };
 
 // Called once, from any thread, when an asynchronous call has ended; null: it succeeded.
 using Done = std::function<void(std::exception_ptr)>;
+
+class Stream;  // stream.h
 
 class Backend {
  public:
@@ -40,6 +46,12 @@ class Backend {
   virtual int32_t tile_tokens(const PlanRequest& request) const = 0;
   virtual size_t workspace_bytes(const Plan& plan, int32_t rows) const = 0;
   virtual std::string describe_launch(const Plan& plan, int32_t rows) const = 0;  // one line: what runs the plan
+
+  // Memory of the device, of undefined content, freed with its last owner; and copies to it and from it, which block.
+  virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
+  virtual void upload(void* target, const void* source, size_t bytes) = 0;
+  virtual void download(void* target, const void* source, size_t bytes) = 0;
+  virtual std::shared_ptr<Stream> create_stream() = 0;  // throws Error(kUnsupported) where there are none
 
   virtual void decode(const DecodeCall& call) = 0;                             // blocks until done
   virtual void submit(std::shared_ptr<const DecodeCall> call, Done done) = 0;  // returns at once

@@ -119,9 +119,9 @@ BufferSizes needed_bytes(const DecodeParams& params) {
           Extent("lse").axis(rows, 1).bytes(DType::kF32)};
 }
 
-void check_params(const DecodeParams& params, const BufferSizes& sizes) {
-  check_shape(params);
-  const bool reads_cache = check_contexts(params);
+namespace {
+
+void check_sizes(const DecodeParams& params, const BufferSizes& sizes, bool reads_cache) {
   const BufferSizes needed = needed_bytes(params);
   expect_fits("q", needed.q, sizes.q, params.q_type);
   expect_fits("out", needed.out, sizes.out, params.q_type);
@@ -129,6 +129,18 @@ void check_params(const DecodeParams& params, const BufferSizes& sizes) {
   if (!reads_cache) return;
   expect_fits("k", needed.k, sizes.k, params.kv_type);
   expect_fits("v", needed.v, sizes.v, params.kv_type);
+}
+
+}  // namespace
+
+void check_params(const DecodeParams& params, const BufferSizes& sizes) {
+  check_shape(params);
+  check_sizes(params, sizes, check_contexts(params));
+}
+
+void check_params_on_device(const DecodeParams& params, const BufferSizes& sizes) {
+  check_shape(params);
+  check_sizes(params, sizes, /*reads_cache=*/true);
 }
 
 }  // namespace lean

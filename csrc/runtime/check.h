@@ -25,4 +25,7 @@ BufferSizes needed_bytes(const DecodeParams& params);
 // Page-table entries past a context are not looked at. Throws Error(kInvalidArgument) with one sentence.
 void check_params(const DecodeParams& params, const BufferSizes& sizes);
 
+// The same where context lengths and page table lie in device memory: all but their contents, which kernels check.
+void check_params_on_device(const DecodeParams& params, const BufferSizes& sizes);
+
 }  // namespace lean

@@ -12,6 +12,9 @@ enum class ErrorCode {
   kOutOfMemory,      // LeanAttentionError OUT_OF_MEMORY
   kCudaUnavailable,  // LeanAttentionError CUDA_UNAVAILABLE
   kDeviceLost,       // LeanAttentionError DEVICE_LOST
+  kLaunchFailed,     // LeanAttentionError LAUNCH_FAILED: this work was refused, the device lives
+  kBadDeviceData,    // LeanAttentionError BAD_DEVICE_DATA: lengths or page indices in device memory that cannot be
+  kUnsupported,      // LeanAttentionError UNSUPPORTED: this device cannot do it
   kCancelled,        // the environment is going away: nobody is left to hear of it
 };
 

@@ -1,9 +1,17 @@
 // The second implementation of the thin interface (csrc/cuda/cuda_api.h): device memory is the rehearsal's, a launch
-// runs the kernel's source on its machine, and it fails when it is told to. Streams do their work at once, in order.
+// runs the kernel's source on its machine, and it fails when it is told to. Streams do their work as late as they may,
+// when somebody waits for it, so that memory which is let go too early is found poisoned; the default stream at once.
 #include "cuda_api_rehearsed.h"
 
+#include <atomic>
 #include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
 #include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
 
 #include "cuda/cuda_api.h"
 #include "cuda/instances.h"
@@ -60,10 +68,44 @@ using rehearsal::cuda_control;
 constexpr int kProcessors = 3;  // few, so that launches are small; odd, so that cuts fall inside output tiles
 constexpr size_t kMemoryBytes = size_t{1} << 30;
 
-// The machine and its memory serve one thread at a time.
-std::mutex& machine_mutex() {
-  static std::mutex mutex;
+// The machine, its memory and the streams' work serve one thread at a time.
+std::recursive_mutex& machine_mutex() {
+  static std::recursive_mutex mutex;
   return mutex;
+}
+
+using Work = std::vector<std::function<void()>>;
+
+struct RehearsedStream {
+  std::deque<std::function<void()>> work;
+  bool capturing = false;
+  Work captured;
+};
+
+struct RehearsedEvent {
+  RehearsedStream* stream = nullptr;
+  std::shared_ptr<std::atomic<bool>> happened = std::make_shared<std::atomic<bool>>(true);
+};
+
+RehearsedStream* opened(Stream stream) { return static_cast<RehearsedStream*>(stream); }
+
+void enqueue(Stream stream, std::function<void()> work) {
+  const std::lock_guard lock(machine_mutex());
+  if (!stream)
+    work();
+  else if (opened(stream)->capturing)
+    opened(stream)->captured.push_back(std::move(work));
+  else
+    opened(stream)->work.push_back(std::move(work));
+}
+
+void drain(RehearsedStream& stream) {
+  const std::lock_guard lock(machine_mutex());
+  while (!stream.work.empty()) {
+    const std::function<void()> next = std::move(stream.work.front());
+    stream.work.pop_front();
+    if (!cuda_control().lost) next();
+  }
 }
 
 rehearsal::DeviceMemory& memory() {
@@ -110,9 +152,9 @@ void* allocate(size_t bytes) {
   const std::lock_guard lock(machine_mutex());
   check_alive();
   rehearsal::CudaControl& control = cuda_control();
-  if (counts_down(control.fail_allocation) || static_cast<size_t>(control.live_bytes) + bytes > kMemoryBytes)
+  if (counts_down(control.fail_allocation) || static_cast<size_t>(control.live_bytes.load()) + bytes > kMemoryBytes)
     throw Error(ErrorCode::kOutOfMemory,
-                describe_shortage(bytes, kMemoryBytes - static_cast<size_t>(control.live_bytes), kMemoryBytes));
+                describe_shortage(bytes, kMemoryBytes - static_cast<size_t>(control.live_bytes.load()), kMemoryBytes));
   rehearsal::Buffer& buffer = memory().allocate(bytes, rehearsal::Use::kCounter, "device memory");
   ++control.live_allocations;
   control.live_bytes += static_cast<int64_t>(bytes);
@@ -128,76 +170,158 @@ void release(void* address) noexcept {
   if (--cuda_control().live_allocations == 0) memory().clear();
 }
 
-void copy_to_device(void* target, const void* source, size_t bytes, Stream) {
+void* allocate_pinned(size_t bytes) {
   check_alive();
-  memcpy(target, source, bytes);
+  if (counts_down(cuda_control().fail_allocation))
+    throw Error(ErrorCode::kOutOfMemory,
+                "Not enough host memory can be pinned for a copy of " + std::to_string(bytes) + " bytes");
+  ++cuda_control().live_pinned;
+  return ::operator new(bytes);
 }
-void copy_to_host(void* target, const void* source, size_t bytes, Stream) {
-  check_alive();
-  memcpy(target, source, bytes);
+void release_pinned(void* memory) noexcept {
+  if (!memory) return;
+  --cuda_control().live_pinned;
+  ::operator delete(memory);
 }
-void clear(void* address, size_t bytes, Stream) {
+
+// Pinned memory stays in use until the copy runs; other host memory is copied at once, as by the real runtime.
+void copy_to_device(void* target, const void* source, size_t bytes, Stream stream) {
   check_alive();
-  memset(address, 0, bytes);
+  const auto* first = static_cast<const std::byte*>(source);
+  enqueue(stream, [target, copy = std::vector<std::byte>(first, first + bytes)] {
+    if (!copy.empty()) memcpy(target, copy.data(), copy.size());
+  });
+}
+void copy_to_host(void* target, const void* source, size_t bytes, Stream stream) {
+  check_alive();
+  enqueue(stream, [=] { memcpy(target, source, bytes); });
+}
+void copy_on_device(void* target, const void* source, size_t bytes, Stream stream) {
+  check_alive();
+  enqueue(stream, [=] { memcpy(target, source, bytes); });
+}
+void clear(void* address, size_t bytes, Stream stream) {
+  check_alive();
+  enqueue(stream, [=] { memset(address, 0, bytes); });
 }
 
 Stream create_stream() {
   check_alive();
   ++cuda_control().live_streams;
-  return new char;
+  return new RehearsedStream;
 }
 void destroy_stream(Stream stream) noexcept {
   if (!stream) return;
+  try {
+    drain(*opened(stream));
+  } catch (const Error&) {
+  }
   --cuda_control().live_streams;
-  delete static_cast<char*>(stream);
+  delete opened(stream);
 }
-void synchronize(Stream) { check_alive(); }
+void synchronize(Stream stream) {
+  check_alive();
+  if (stream) drain(*opened(stream));
+  check_alive();
+}
 
 Event create_event() {
   check_alive();
   ++cuda_control().live_events;
-  return new char;
+  return new RehearsedEvent;
 }
 void destroy_event(Event event) noexcept {
   if (!event) return;
   --cuda_control().live_events;
-  delete static_cast<char*>(event);
+  delete static_cast<RehearsedEvent*>(event);
 }
-void record(Event, Stream) { check_alive(); }
-float milliseconds_between(Event, Event) { return 1.0f; }  // no timing means anything here
+void record(Event event, Stream stream) {
+  check_alive();
+  auto& recorded = *static_cast<RehearsedEvent*>(event);
+  recorded.stream = opened(stream);
+  recorded.happened = std::make_shared<std::atomic<bool>>(false);
+  enqueue(stream, [happened = recorded.happened] { *happened = true; });
+}
+void wait(Event event) {
+  const auto& awaited = *static_cast<RehearsedEvent*>(event);
+  if (!*awaited.happened) drain(*awaited.stream);
+  check_alive();
+}
+void wait(Stream stream, Event event) {
+  check_alive();
+  const auto& awaited = *static_cast<RehearsedEvent*>(event);
+  enqueue(stream, [happened = awaited.happened, other = awaited.stream] {
+    if (!*happened) drain(*other);
+  });
+}
+float milliseconds_between(Event start, Event end) {
+  for (const Event event : {start, end})
+    if (!*static_cast<RehearsedEvent*>(event)->happened)
+      throw Error(ErrorCode::kInvalidArgument, "Expected both events to have happened; await finish() first");
+  return 1.0f;  // no timing means anything here
+}
+
+void begin_capture(Stream stream) {
+  check_alive();
+  opened(stream)->capturing = true;
+}
+Graph end_capture(Stream stream) {
+  opened(stream)->capturing = false;
+  ++cuda_control().live_graphs;
+  return new Work(std::exchange(opened(stream)->captured, {}));
+}
+void launch_graph(Graph graph, Stream stream) {
+  check_alive();
+  for (const auto& node : *static_cast<Work*>(graph)) enqueue(stream, node);
+}
+void destroy_graph(Graph graph) noexcept {
+  if (!graph) return;
+  --cuda_control().live_graphs;
+  delete static_cast<Work*>(graph);
+}
 
 KernelCode kernel_code(const void* kernel) { return {kernel != nullptr, 90}; }
 int resident_ctas(const void*, int, int shared_bytes) { return 228 * 1024 / (shared_bytes + 1024); }
 
-void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* params, Stream) {
-  const std::lock_guard lock(machine_mutex());
+namespace {
+
+// The kernel's own copy of its parameters, as a launch makes one.
+std::function<void(std::byte*)> kernel_body(const void* kernel, const void* params) {
+  const auto shared_memory = [](std::byte* bytes) { return reinterpret_cast<char*>(bytes); };
+  if (kernel == tile_map_kernel())
+    return [=, map = *static_cast<const TileMapParams*>(params)](std::byte* bytes) {
+      rehearsal::tile_map_instance.run(map.kernel, map.tile_tokens, shared_memory(bytes));
+    };
+  if (kernel == read_kernel())
+    return [=, call = *static_cast<const ReadCall*>(params)](std::byte* bytes) {
+      ReadKernel::run(call, shared_memory(bytes));
+    };
+  return [=, call = *static_cast<const KernelParams*>(params)](std::byte* bytes) {
+    static_cast<const rehearsal::KernelInstance*>(kernel)->run(call, shared_memory(bytes));
+  };
+}
+
+}  // namespace
+
+void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* params, Stream stream) {
   check_alive();
   rehearsal::CudaControl& control = cuda_control();
   ++control.launches;
   if (counts_down(control.lose_device)) control.lost = true;
   if (control.lost) return;  // like a real one: a launch says nothing of what happens to it later
   if (counts_down(control.fail_launch))
-    throw Error(ErrorCode::kDeviceLost,
+    throw Error(ErrorCode::kLaunchFailed,
                 "Launching the kernel failed: too many resources requested for launch (rehearsed)");
-  const auto body = [&](std::byte* bytes) {
-    char* shared = reinterpret_cast<char*>(bytes);
-    if (kernel == tile_map_kernel()) {
-      const auto& map = *static_cast<const TileMapParams*>(params);
-      rehearsal::tile_map_instance.run(map.kernel, map.tile_tokens, shared);
-    } else if (kernel == read_kernel()) {
-      ReadKernel::run(*static_cast<const ReadCall*>(params), shared);
-    } else {
-      static_cast<const rehearsal::KernelInstance*>(kernel)->run(*static_cast<const KernelParams*>(params), shared);
+  enqueue(stream, [=, body = kernel_body(kernel, params)] {
+    rehearsal::Dispatch dispatch;
+    dispatch.ctas = rehearsal::Order::kShuffled;
+    dispatch.seed = static_cast<uint64_t>(++cuda_control().runs);
+    try {
+      rehearsal::launch(memory(), {grid.x, grid.y, threads, static_cast<size_t>(shared_bytes)}, dispatch, body);
+    } catch (const rehearsal::Failure& failure) {
+      throw Error(ErrorCode::kDeviceLost, std::string("The rehearsal found a fault in the kernel: ") + failure.what());
     }
-  };
-  rehearsal::Dispatch dispatch;
-  dispatch.ctas = rehearsal::Order::kShuffled;
-  dispatch.seed = static_cast<uint64_t>(control.launches);
-  try {
-    rehearsal::launch(memory(), {grid.x, grid.y, threads, static_cast<size_t>(shared_bytes)}, dispatch, body);
-  } catch (const rehearsal::Failure& failure) {
-    throw Error(ErrorCode::kDeviceLost, std::string("The rehearsal found a fault in the kernel: ") + failure.what());
-  }
+  });
 }
 
 }  // namespace lean::cuda::api

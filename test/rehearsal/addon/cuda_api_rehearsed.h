@@ -1,6 +1,7 @@
 // The rehearsed CUDA runtime, as the tests steer it: what it pretends to be, when it fails, and what is still alive.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 namespace lean::rehearsal {
@@ -15,11 +16,15 @@ struct CudaControl {
   int64_t lose_device = 0;      // at the n-th launch from now on the device is lost, until this control is set again
   bool lost = false;
 
-  int64_t live_allocations = 0;
-  int64_t live_bytes = 0;
-  int64_t live_streams = 0;
-  int64_t live_events = 0;
-  int64_t launches = 0;
+  // Counted on every thread that uses CUDA.
+  std::atomic<int64_t> live_allocations = 0;
+  std::atomic<int64_t> live_bytes = 0;
+  std::atomic<int64_t> live_pinned = 0;
+  std::atomic<int64_t> live_streams = 0;
+  std::atomic<int64_t> live_events = 0;
+  std::atomic<int64_t> live_graphs = 0;
+  std::atomic<int64_t> launches = 0;  // asked for
+  std::atomic<int64_t> runs = 0;      // done
 };
 
 CudaControl& cuda_control();

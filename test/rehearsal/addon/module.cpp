@@ -32,6 +32,8 @@ Napi::Value alive(const Napi::CallbackInfo& info) {
   result.Set("bytes", static_cast<double>(control.live_bytes));
   result.Set("streams", static_cast<double>(control.live_streams));
   result.Set("events", static_cast<double>(control.live_events));
+  result.Set("graphs", static_cast<double>(control.live_graphs));
+  result.Set("pinned", static_cast<double>(control.live_pinned));
   result.Set("launches", static_cast<double>(control.launches));
   return result;
 }

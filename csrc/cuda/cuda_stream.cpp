@@ -1,0 +1,255 @@
+// A CUDA stream with a workspace of its own. Nothing here waits for the device but the stream's own thread, which calls
+// `done` when an event has happened: neither JavaScript nor libuv's pool ever waits for a GPU, and streams do not wait
+// for each other.
+//
+// Who keeps what alive: `held_` collects the memory that enqueued work uses and goes with the next completion; a graph
+// holds what was captured, the workspace of that time included, and is itself held while its launches run.
+#include "cuda_stream.h"
+
+#include <cstring>
+#include <mutex>
+#include <utility>
+
+#include "../runtime/error.h"
+#include "../runtime/thread_pool.h"
+#include "launch.h"
+#include "owned.h"
+
+namespace lean::cuda {
+
+namespace {
+
+using Shared = std::shared_ptr<const void>;
+
+class CudaEvent final : public StreamEvent {
+ public:
+  CudaEvent() : event_(api::create_event()) {}
+
+  float milliseconds_since(const StreamEvent& earlier) const override {
+    return api::milliseconds_between(static_cast<const CudaEvent&>(earlier).event_, event_);
+  }
+  api::Event handle() const { return event_; }
+
+ private:
+  OwnEvent event_;
+};
+
+class CudaGraph final : public StreamGraph {
+ public:
+  CudaGraph(const void* stream, api::Graph graph, std::vector<Shared> held)
+      : stream_(stream), held_(std::move(held)), graph_(graph) {}
+
+  const void* stream() const { return stream_; }
+  api::Graph handle() const { return graph_; }
+
+ private:
+  const void* stream_;  // its workspace is that stream's
+  std::vector<Shared> held_;
+  OwnGraph graph_;  // goes before what it uses
+};
+
+// What one completion needs: an event, and pinned memory for the status word and the bytes to download.
+struct Arrival {
+  explicit Arrival(size_t capacity)
+      : bytes(capacity), pinned(api::allocate_pinned(kHeader + capacity)), event(api::create_event()) {}
+
+  static constexpr size_t kHeader = 16;
+  std::byte* status() const { return static_cast<std::byte*>(static_cast<void*>(pinned)); }
+  std::byte* data() const { return status() + kHeader; }
+
+  size_t bytes;
+  OwnPinned pinned;
+  OwnEvent event;
+};
+
+class CudaStream final : public Stream {
+ public:
+  explicit CudaStream(int device)
+      : device_((api::use_device(device), device)), stream_(api::create_stream()), thread_(1) {
+    status_.reserve(sizeof(uint32_t));
+    api::clear(status_.data(), status_.size(), stream_);
+  }
+
+  ~CudaStream() override {
+    try {  // the memory that enqueued work uses must outlive it
+      api::use_device(device_);
+      api::synchronize(stream_);
+    } catch (const Error&) {
+    }
+  }
+
+  void decode(const StreamDecode& call) override {
+    api::use_device(device_);
+    LaunchRequest request;
+    request.decode = call.params;
+    request.strategy = call.request.strategy;
+    request.workers = call.request.processors;
+    request.num_splits = num_splits(call);
+    request.options = call.request.launch;
+    const LaunchPlan plan = plan_launch(request);
+    if (counters_.reserve(plan.counter_bytes)) clear_now(counters_);
+    scratch_.reserve(plan.scratch_bytes);
+    request.counters = counters_.data();
+    request.scratch = scratch_.data();
+    request.status = static_cast<uint32_t*>(status_.data());
+    launch_decode(request, plan, stream_);
+    hold(counters_.shared());
+    hold(scratch_.shared());
+    for (const auto& owner : call.owners) hold(owner);
+  }
+
+  void upload(const DeviceView& target, const void* source) override {
+    refuse_in_capture("upload");
+    api::use_device(device_);
+    api::copy_to_device(target.data, source, target.bytes, stream_);
+    hold(target.owner);
+  }
+
+  void copy(const DeviceView& target, const DeviceView& source) override {
+    api::use_device(device_);
+    api::copy_on_device(target.data, source.data, source.bytes, stream_);
+    hold(target.owner);
+    hold(source.owner);
+  }
+
+  void download(const DeviceView& source, void* target, Done done) override {
+    refuse_in_capture("download");
+    hold(source.owner);
+    complete(source.data, target, source.bytes, std::move(done));
+  }
+
+  void finish(Done done) override {
+    refuse_in_capture("finish");
+    complete(nullptr, nullptr, 0, std::move(done));
+  }
+
+  std::shared_ptr<StreamEvent> record() override {
+    refuse_in_capture("record");
+    api::use_device(device_);
+    auto event = std::make_shared<CudaEvent>();
+    api::record(event->handle(), stream_);
+    return event;
+  }
+
+  void wait(const std::shared_ptr<StreamEvent>& event) override {
+    refuse_in_capture("wait");
+    api::use_device(device_);
+    api::wait(stream_, static_cast<const CudaEvent&>(*event).handle());
+    hold(event);
+  }
+
+  void begin_capture() override {
+    refuse_in_capture("capture");
+    api::use_device(device_);
+    api::begin_capture(stream_);
+    capturing_ = true;
+    captured_.clear();
+  }
+
+  std::shared_ptr<StreamGraph> end_capture() override {
+    api::use_device(device_);
+    capturing_ = false;
+    std::vector<Shared> held = std::exchange(captured_, {});
+    const api::Graph graph = api::end_capture(stream_);
+    if (!graph) throw Error(ErrorCode::kLaunchFailed, "What was captured cannot be made a graph");
+    return std::make_shared<CudaGraph>(this, graph, std::move(held));
+  }
+
+  void launch(const std::shared_ptr<StreamGraph>& graph) override {
+    refuse_in_capture("launch");
+    const auto& captured = static_cast<const CudaGraph&>(*graph);
+    if (captured.stream() != this)
+      throw Error(ErrorCode::kInvalidArgument, "Expected a graph that was captured from this stream");
+    api::use_device(device_);
+    api::launch_graph(captured.handle(), stream_);
+    hold(graph);
+  }
+
+ private:
+  // The host does not know the lengths: fixed-split's rule sees the capacity.
+  static int32_t num_splits(const StreamDecode& call) {
+    if (call.request.strategy != Strategy::kFixedSplit) return 1;
+    const int64_t capacity = int64_t{call.params.max_pages} * call.params.page_tokens;
+    const int64_t tiles = (capacity + call.request.tile_tokens - 1) / call.request.tile_tokens;
+    const int64_t outputs = int64_t{call.params.batch} * call.params.num_kv_heads;
+    const int64_t splits =
+        call.request.splits ? call.request.splits : choose_num_splits(outputs, tiles, call.request.processors);
+    return static_cast<int32_t>(std::min(splits, std::max<int64_t>(tiles, 1)));
+  }
+
+  void refuse_in_capture(const char* what) const {
+    if (capturing_)
+      throw Error(ErrorCode::kInvalidArgument,
+                  std::string("Expected decodes and copies on the device inside capture(), got ") + what + "()");
+  }
+
+  void hold(const Shared& what) {
+    std::vector<Shared>& holders = capturing_ ? captured_ : held_;
+    for (const Shared& held : holders)
+      if (held == what) return;
+    holders.push_back(what);
+  }
+
+  // New counters are zeroed before anything that is enqueued or captured now, and once only: not in every replay.
+  static void clear_now(const DeviceBuffer& buffer) {
+    reset_counters(buffer.data(), buffer.size(), nullptr);
+    api::synchronize(nullptr);
+  }
+
+  void complete(const void* source, void* target, size_t bytes, Done done) {
+    api::use_device(device_);
+    const std::shared_ptr<Arrival> arrival = take_arrival(bytes);
+    if (bytes > 0) api::copy_to_host(arrival->data(), source, bytes, stream_);
+    api::copy_to_host(arrival->status(), status_.data(), sizeof(uint32_t), stream_);
+    api::clear(status_.data(), status_.size(), stream_);
+    api::record(arrival->event, stream_);
+    thread_.submit(
+        1,
+        [this, arrival, target, bytes, held = std::exchange(held_, {})](int64_t, int) mutable {
+          api::use_device(device_);
+          api::wait(arrival->event);
+          held.clear();
+          uint32_t status;
+          memcpy(&status, arrival->status(), sizeof status);
+          if (bytes > 0) memcpy(target, arrival->data(), bytes);
+          give_back(arrival);
+          if (status != 0) throw Error(ErrorCode::kBadDeviceData, describe_status(status));
+        },
+        std::move(done));
+  }
+
+  std::shared_ptr<Arrival> take_arrival(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    for (size_t i = 0; i < arrivals_.size(); ++i) {
+      if (arrivals_[i]->bytes < bytes) continue;
+      std::shared_ptr<Arrival> found = std::move(arrivals_[i]);
+      arrivals_.erase(arrivals_.begin() + static_cast<std::ptrdiff_t>(i));
+      return found;
+    }
+    return std::make_shared<Arrival>(bytes);
+  }
+
+  // A few of them serve a server's every step; what a burst needed more goes.
+  void give_back(const std::shared_ptr<Arrival>& arrival) {
+    constexpr size_t kKept = 4;
+    const std::lock_guard lock(mutex_);
+    if (arrivals_.size() == kKept) arrivals_.erase(arrivals_.begin());
+    arrivals_.push_back(arrival);
+  }
+
+  const int device_;
+  std::mutex mutex_;                                // guards arrivals_
+  std::vector<std::shared_ptr<Arrival>> arrivals_;  // ready to be used again
+  DeviceBuffer counters_{device_}, scratch_{device_}, status_{device_};
+  std::vector<Shared> held_;
+  std::vector<Shared> captured_;
+  bool capturing_ = false;
+  const OwnStream stream_;
+  ThreadPool thread_;  // last, so that it ends before what its tasks use
+};
+
+}  // namespace
+
+std::shared_ptr<Stream> create_stream(int device) { return std::make_shared<CudaStream>(device); }
+
+}  // namespace lean::cuda

@@ -1,0 +1,12 @@
+// Streams of a CUDA device.
+#pragma once
+
+#include <memory>
+
+#include "../runtime/stream.h"
+
+namespace lean::cuda {
+
+std::shared_ptr<Stream> create_stream(int device);
+
+}  // namespace lean::cuda

@@ -2,8 +2,16 @@
 import { types } from 'node:util';
 import { DTYPE_CODES, type DType } from './dtype';
 import { LeanAttentionError } from './errors';
-import { DeviceTensor, expectDeviceTensor } from './memory';
-import type { NativeCall, NativePlan, NativeSchedule, NativeShape, NativeStreamCall } from './native';
+import { DeviceTensor } from './memory';
+import type {
+  NativeCall,
+  NativeKvShape,
+  NativePlan,
+  NativeQueryShape,
+  NativeSchedule,
+  NativeTensorCall,
+  NativeView,
+} from './native';
 import {
   COPY_PATHS,
   DEFAULTS,
@@ -15,14 +23,13 @@ import {
   type ScheduleOptions,
   STRATEGIES,
   STRATEGY_CODES,
-  type StreamDecodeOptions,
 } from './options';
 import { expectTensor, extent, isContiguous, type Tensor, zeros } from './tensor';
 import { describe, expectInteger, expectIntegers, expectObject, expectOneOf } from './validate';
 
 /** A call that is ready to run, and what it will have written. */
-export interface PreparedCall {
-  call: NativeCall;
+export interface PreparedCall<Call extends NativeCall = NativeCall> {
+  call: Call;
   result: DecodeResult;
 }
 
@@ -56,43 +63,79 @@ export function prepareLengths(lengths: Int32Array | readonly number[]): Int32Ar
   return Int32Array.from(expectIntegers('contextLengths', lengths, 0, LIMITS.int32));
 }
 
-type Operand = Tensor | DeviceTensor;
+/** Where q, k and v may lie: in host memory, or in the device's. */
+export type Operand = Tensor | DeviceTensor;
 
-/** What a call reads, and its shape as native code takes it. */
-interface PreparedShape {
-  shape: Omit<NativeShape, 'maxPages' | 'scale'>;
-  q: Operand;
-  k: Operand;
-  v: Operand;
+/** Queries that have passed their checks. */
+export interface PreparedQueries {
+  q: Operand & { dtype: DType };
+  shape: NativeQueryShape;
 }
 
-/** Checks q, k and v against each other. */
-function prepareShape(options: {
-  q: Operand;
-  k: Operand;
-  v: Operand;
-  layout?: Layout | undefined;
-  pageTable?: unknown;
-}): PreparedShape {
-  const q = expectOperand('q', options.q);
-  const k = expectOperand('k', options.k);
-  const v = expectOperand('v', options.v);
-  const layout = expectOneOf('layout', options.layout ?? DEFAULTS.layout, LAYOUTS);
-  const [tokenAxis, headAxis] = layout === 'NHD' ? [1, 2] : [2, 1];
-
+export function prepareQueries(value: Operand): PreparedQueries {
+  const q = expectOperand('q', value);
   if (q.shape.length !== 3 && q.shape.length !== 4) {
     throw new RangeError(
       `Expected \`q\` shape to be [batch, numQueryHeads, headDim] or [batch, queryLen, numQueryHeads, headDim], got [${q.shape.join(', ')}]`,
     );
   }
-  const [batch, queryLen, numQueryHeads, headDim] =
-    q.shape.length === 4 ? q.shape : [q.shape[0], 1, q.shape[1], q.shape[2]];
+  const four = q.shape.length === 4;
+  const [batch, queryLen, numQueryHeads, headDim] = four ? q.shape : [q.shape[0], 1, q.shape[1], q.shape[2]];
   expectAxis('q', q, 0, 'batch', 1, LIMITS.int32);
-  if (q.shape.length === 4) expectAxis('q', q, 1, 'queryLen', 1, LIMITS.queryLen);
+  if (four) expectAxis('q', q, 1, 'queryLen', 1, LIMITS.queryLen);
   expectAxis('q', q, q.shape.length - 1, 'headDim', 8, LIMITS.headDim);
   if (headDim % 8 !== 0) {
     throw new RangeError(`Expected \`q\` shape[${q.shape.length - 1}], headDim, to be a multiple of 8, got ${headDim}`);
   }
+  expectUnitStride('q', q);
+  return {
+    q,
+    shape: {
+      qType: DTYPE_CODES[q.dtype],
+      batch,
+      queryLen,
+      numQueryHeads,
+      headDim,
+      qSequenceStride: q.strides[0],
+      qQueryStride: four ? q.strides[1] : 0,
+      qHeadStride: q.strides[four ? 2 : 1],
+    },
+  };
+}
+
+/** That each K/V head serves as many query heads. */
+export function expectHeads({ q, shape }: PreparedQueries, numKvHeads: number): void {
+  const { numQueryHeads } = shape;
+  if (numQueryHeads === 0 || numQueryHeads % numKvHeads !== 0) {
+    throw new RangeError(
+      `Expected \`q\` shape[${q.shape.length - 2}], numQueryHeads, to be a multiple of numKvHeads ${numKvHeads}, got ${numQueryHeads}`,
+    );
+  }
+}
+
+export function prepareScale(value: number | undefined, headDim: number): number {
+  const scale = value ?? DEFAULTS.scale(headDim);
+  if (typeof scale !== 'number') throw new TypeError(`Expected \`scale\` to be a number, got ${describe(scale)}`);
+  if (!Number.isFinite(scale)) throw new RangeError(`Expected \`scale\` to be finite, got ${scale}`);
+  return scale;
+}
+
+/** K and V that have passed their checks, against the queries too; how many pages a sequence may have is not known here. */
+export interface PreparedCache {
+  k: Operand;
+  v: Operand;
+  shape: Omit<NativeKvShape, 'maxPages'>;
+}
+
+export function prepareCache(
+  options: { k: Operand; v: Operand; layout?: Layout | undefined; pageTable?: unknown },
+  queries: PreparedQueries,
+): PreparedCache {
+  const { batch, headDim } = queries.shape;
+  const k = expectOperand('k', options.k);
+  const v = expectOperand('v', options.v);
+  const layout = expectOneOf('layout', options.layout ?? DEFAULTS.layout, LAYOUTS);
+  const [tokenAxis, headAxis] = layout === 'NHD' ? [1, 2] : [2, 1];
 
   const axes = layout === 'NHD' ? 'tokens, numKvHeads' : 'numKvHeads, tokens';
   if (k.shape.length !== 4) {
@@ -111,40 +154,22 @@ function prepareShape(options: {
     throw new TypeError(`Expected \`v\` dtype to equal that of \`k\` '${k.dtype}', got '${v.dtype}'`);
   const numKvHeads = expectAxis('k', k, headAxis, 'numKvHeads', 1, LIMITS.int32);
   const pageTokens = expectAxis('k', k, tokenAxis, 'tokens', 1, LIMITS.int32);
-  if (numQueryHeads === 0 || numQueryHeads % numKvHeads !== 0) {
-    throw new RangeError(
-      `Expected \`q\` shape[${q.shape.length - 2}], numQueryHeads, to be a multiple of numKvHeads ${numKvHeads}, got ${numQueryHeads}`,
-    );
-  }
-  for (const [name, t] of Object.entries({ q, k, v })) {
-    const last = t.shape.length - 1;
-    if (t.strides[last] !== 1)
-      throw new RangeError(`Expected \`${name}\` strides[${last}], headDim, to be 1, got ${t.strides[last]}`);
-  }
-
+  expectHeads(queries, numKvHeads);
+  expectUnitStride('k', k);
+  expectUnitStride('v', v);
   if (options.pageTable === undefined && k.shape[0] !== batch) {
     throw new RangeError(
       `Expected \`k\` shape[0] to equal batch ${batch}, got ${k.shape[0]}; pass \`pageTable\` for a paged cache`,
     );
   }
-  const four = q.shape.length === 4;
   return {
-    q,
     k,
     v,
     shape: {
-      qType: DTYPE_CODES[q.dtype as DType],
-      kvType: DTYPE_CODES[k.dtype as DType],
-      batch,
-      queryLen,
-      numQueryHeads,
+      kvType: DTYPE_CODES[k.dtype],
       numKvHeads,
-      headDim,
       numPages: k.shape[0],
       pageTokens,
-      qSequenceStride: q.strides[0],
-      qQueryStride: four ? q.strides[1] : 0,
-      qHeadStride: q.strides[four ? 2 : 1],
       kPageStride: k.strides[0],
       kTokenStride: k.strides[tokenAxis],
       kHeadStride: k.strides[headAxis],
@@ -155,37 +180,33 @@ function prepareShape(options: {
   };
 }
 
-function prepareScale(given: number | undefined, headDim: number): number {
-  const scale = given ?? DEFAULTS.scale(headDim);
-  if (typeof scale !== 'number') throw new TypeError(`Expected \`scale\` to be a number, got ${describe(scale)}`);
-  if (!Number.isFinite(scale)) throw new RangeError(`Expected \`scale\` to be finite, got ${scale}`);
-  return scale;
-}
-
 export function prepareCall(
   options: DecodeOptions<Operand>,
   plan: { native: NativePlan; batch: number } | null,
-): PreparedCall {
+): PreparedCall<NativeTensorCall> {
   expectObject('options', options);
-  const { q, k, v, shape } = prepareShape(options);
-  const { batch, pageTokens } = shape;
+  const queries = prepareQueries(options.q);
+  const { k, v, shape } = prepareCache(options, queries);
+  const { q } = queries;
+  const { batch, headDim } = queries.shape;
   const pageTable = options.pageTable === undefined ? null : preparePages(options.pageTable, batch);
   const maxPages = pageTable === null ? 1 : pageTable.length / batch;
   const contextLengths = prepareLengths(
-    options.contextLengths ?? new Int32Array(batch).fill(Math.min(maxPages * pageTokens, LIMITS.int32)),
+    options.contextLengths ?? new Int32Array(batch).fill(Math.min(maxPages * shape.pageTokens, LIMITS.int32)),
   );
   if (contextLengths.length !== batch) {
     throw new RangeError(
       `Expected \`contextLengths\` to hold ${batch} lengths, one a sequence, got ${contextLengths.length}`,
     );
   }
-  const scale = prepareScale(options.scale, shape.headDim);
-  const out = prepareTarget('out', options.out, q.shape, q.dtype as DType);
+  const scale = prepareScale(options.scale, headDim);
+  const out = prepareTarget('out', options.out, q.shape, q.dtype);
   const lse = prepareTarget('lse', options.lse, q.shape.slice(0, -1), 'f32');
   expectApart({ out, lse }, { q, k, v });
   return {
     result: { out, lse },
     call: {
+      ...queries.shape,
       ...shape,
       ...prepareSchedule(options),
       q: memoryOf(q),
@@ -202,57 +223,28 @@ export function prepareCall(
   };
 }
 
-/** The call of a stream: native code reads the lengths and the page table when the work runs. */
-export function prepareStreamCall(options: StreamDecodeOptions): NativeStreamCall {
-  expectObject('options', options);
-  for (const name of ['q', 'k', 'v'] as const) expectDeviceTensor(name, options[name]);
-  const { q, shape } = prepareShape(options);
-  const lengths = expectDeviceTensor('contextLengths', options.contextLengths, 'i32');
-  expectDeviceShape('contextLengths', lengths, [shape.batch]);
-  const table = options.pageTable === undefined ? null : expectDeviceTensor('pageTable', options.pageTable, 'i32');
-  if (table !== null && (table.shape.length !== 2 || table.shape[0] !== shape.batch || !isContiguous(table))) {
-    throw new RangeError(
-      `Expected \`pageTable\` to be contiguous, of shape [${shape.batch}, maxPages], got [${table.shape.join(', ')}]`,
-    );
-  }
-  const out = expectDeviceTensor('out', options.out, q.dtype);
-  expectDeviceShape('out', out, q.shape);
-  const lse = expectDeviceTensor('lse', options.lse, 'f32');
-  expectDeviceShape('lse', lse, q.shape.slice(0, -1));
-  return {
-    ...shape,
-    ...prepareSchedule(options),
-    q: options.q.view,
-    k: options.k.view,
-    v: options.v.view,
-    out: out.view,
-    lse: lse.view,
-    contextLengths: lengths.view,
-    pageTable: table === null ? null : table.view,
-    maxPages: table === null ? 1 : table.shape[1],
-    scale: prepareScale(options.scale, shape.headDim),
-  };
+/** An operand's memory as native calls take it. */
+export function memoryOf(t: Operand): ArrayBufferView | NativeView {
+  return t instanceof DeviceTensor ? t.view : t.data;
 }
 
-function expectOperand(name: string, value: unknown): Operand {
+function expectOperand(name: string, value: unknown): Operand & { dtype: DType } {
   if (!(value instanceof DeviceTensor)) return expectTensor(name, value);
-  if (value.dtype === 'i32') throw new TypeError(`Expected \`${name}\` dtype to be 'f32', 'f16' or 'bf16', got 'i32'`);
-  return value;
+  const { dtype } = value;
+  if (dtype === 'i32') throw new TypeError(`Expected \`${name}\` dtype to be 'f32', 'f16' or 'bf16', got 'i32'`);
+  return value as DeviceTensor & { dtype: DType };
 }
 
-function expectDeviceShape(name: string, t: DeviceTensor, shape: readonly number[]): void {
-  if (t.shape.length !== shape.length || t.shape.some((length, axis) => length !== shape[axis])) {
-    throw new RangeError(`Expected \`${name}\` shape to be [${shape.join(', ')}], got [${t.shape.join(', ')}]`);
-  }
-  if (!isContiguous(t))
-    throw new RangeError(`Expected \`${name}\` to be contiguous, got strides [${t.strides.join(', ')}]`);
+/** The views of host memory that a call reads and writes, by name. */
+function viewsOf(call: NativeCall): [string, ArrayBufferView][] {
+  const { q, out, lse } = call;
+  const views = Object.entries('k' in call ? { q, k: call.k, v: call.v, out, lse } : { q, out, lse });
+  return views.filter((entry): entry is [string, ArrayBufferView] => ArrayBuffer.isView(entry[1]));
 }
-
-const memoryOf = (t: Operand): NativeCall['q'] => (t instanceof DeviceTensor ? t.view : t.data);
 
 /** Asynchronous calls read memory after JavaScript has gone on, so it must be memory that cannot shrink meanwhile. */
 export function expectFixedBuffers(call: NativeCall): void {
-  for (const [name, view] of hostViews(call)) {
+  for (const [name, view] of viewsOf(call)) {
     const buffer = view.buffer as ArrayBuffer & { resizable?: boolean };
     if (buffer.resizable) {
       throw new TypeError(
@@ -267,7 +259,7 @@ export function expectFixedBuffers(call: NativeCall): void {
  * transferred away meanwhile makes the result worthless, and says so.
  */
 export function rememberBuffers(call: NativeCall): () => void {
-  const views = hostViews(call).filter(([, view]) => view.byteLength > 0);
+  const views = viewsOf(call).filter(([, view]) => view.byteLength > 0);
   return () => {
     const lost = views.find(([, view]) => view.byteLength === 0);
     if (lost === undefined) return;
@@ -278,11 +270,10 @@ export function rememberBuffers(call: NativeCall): () => void {
   };
 }
 
-function hostViews(call: NativeCall): [string, ArrayBufferView][] {
-  return (['q', 'k', 'v', 'out', 'lse'] as const).flatMap((name) => {
-    const view = call[name];
-    return ArrayBuffer.isView(view) ? [[name, view]] : [];
-  });
+function expectUnitStride(name: string, t: Operand): void {
+  const last = t.shape.length - 1;
+  if (t.strides[last] !== 1)
+    throw new RangeError(`Expected \`${name}\` strides[${last}], headDim, to be 1, got ${t.strides[last]}`);
 }
 
 function expectAxis(name: string, t: Operand, axis: number, meaning: string, low: number, high: number): number {
@@ -319,7 +310,7 @@ function preparePages(pageTable: Int32Array | readonly (readonly number[])[], ba
   return table;
 }
 
-function prepareTarget(
+export function prepareTarget(
   name: string,
   given: Tensor | undefined,
   shape: readonly number[],
@@ -337,7 +328,7 @@ function prepareTarget(
 }
 
 /** Outputs must not lie over inputs or each other: workers write while others still read. */
-function expectApart(targets: Record<string, Tensor>, sources: Record<string, Operand>): void {
+export function expectApart(targets: Record<string, Tensor>, sources: Record<string, Operand>): void {
   const overlaps = (a: Tensor, b: Tensor): boolean =>
     a.data.buffer === b.data.buffer &&
     a.data.byteOffset < b.data.byteOffset + extent(b.shape, b.strides) * b.data.BYTES_PER_ELEMENT &&

@@ -1,10 +1,12 @@
 // Devices: what computes.
 /// <reference lib="esnext.disposable" preserve="true" />
-import { expectFixedBuffers, prepareCall, rememberBuffers } from './decode';
+import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers } from './decode';
+import { prepareCacheCall } from './decode-cache';
 import { LeanAttentionError } from './errors';
+import { KvCache } from './kv-cache';
 import { DeviceTensor, type DeviceTensorOptions, prepareDeviceShape, prepareDownload, prepareUpload } from './memory';
 import { type NativeDevice, type NativePlan, native } from './native';
-import type { DecodeOptions, DecodeResult } from './options';
+import type { CacheDecodeOptions, DecodeOptions, DecodeResult, KvCacheOptions } from './options';
 import { Plan, type PlanOptions } from './plan';
 import { Stream } from './stream';
 import { numElements, type Tensor } from './tensor';
@@ -64,12 +66,23 @@ export class Device {
     return this.#native;
   };
 
+  #prepare(
+    options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions,
+    plan: { native: NativePlan; batch: number } | null,
+  ): PreparedCall {
+    expectObject('options', options);
+    const ofCache = plan === null && (options.cache ?? options.sequences ?? options.layer) !== undefined;
+    return ofCache
+      ? prepareCacheCall(options as CacheDecodeOptions, this)
+      : prepareCall(options as DecodeOptions<Tensor | DeviceTensor>, plan);
+  }
+
   #decode = async (
-    options: DecodeOptions<Tensor | DeviceTensor>,
+    options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions,
     plan: { native: NativePlan; batch: number } | null,
   ): Promise<DecodeResult> => {
     const device = this.#open();
-    const { call, result } = prepareCall(options, plan);
+    const { call, result } = this.#prepare(options, plan);
     expectFixedBuffers(call);
     const expectAttached = rememberBuffers(call);
     await device.decodeAsync(call);
@@ -78,17 +91,18 @@ export class Device {
   };
 
   #decodeSync = (
-    options: DecodeOptions<Tensor | DeviceTensor>,
+    options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions,
     plan: { native: NativePlan; batch: number } | null,
   ): DecodeResult => {
     const device = this.#open();
-    const { call, result } = prepareCall(options, plan);
+    const { call, result } = this.#prepare(options, plan);
     device.decode(call);
     return result;
   };
 
   /**
-   * Decode attention: out = softmax(scale q kᵀ) v for each sequence's query rows over its own context.
+   * Decode attention: out = softmax(scale q kᵀ) v for each sequence's query rows over its own context: K and V are
+   * tensors of your own, or the pages of a `KvCache` of this device.
    *
    * Runs off the JavaScript thread. Context lengths and page table are copied before this returns; the tensors must stay
    * as they are, and their buffers must not be transferred, until the promise has settled.
@@ -96,12 +110,12 @@ export class Device {
    * Rejects with TypeError or RangeError for the caller's mistakes, before anything runs, and with LeanAttentionError for
    * the world's. Source: LeanAttention, arXiv 2405.10480.
    */
-  decode(options: DecodeOptions<Tensor | DeviceTensor>): Promise<DecodeResult> {
+  decode(options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions): Promise<DecodeResult> {
     return this.#decode(options, null);
   }
 
   /** Like `decode`, on the calling thread and the device's own: for work of microseconds. */
-  decodeSync(options: DecodeOptions<Tensor | DeviceTensor>): DecodeResult {
+  decodeSync(options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions): DecodeResult {
     return this.#decodeSync(options, null);
   }
 
@@ -110,7 +124,7 @@ export class Device {
     return new Plan(options, this.#open, { decode: this.#decode, decodeSync: this.#decodeSync });
   }
 
-  /** Memory of the device for a tensor, of undefined content. On the CPU device it is memory outside of JavaScript's heap. */
+  /** Memory of the device for a tensor, of zeros. On the CPU device it is memory outside of JavaScript's heap. */
   alloc(shape: readonly number[], options: DeviceTensorOptions = {}): DeviceTensor {
     expectObject('options', options);
     const prepared = prepareDeviceShape(shape, options);
@@ -155,6 +169,15 @@ export class Device {
    */
   createStream(): Stream {
     return new Stream(this.#open().createStream());
+  }
+
+  /**
+   * A paged cache for K and V of all layers, in one allocation: nothing grows in a step.
+   *
+   * @throws LeanAttentionError OUT_OF_MEMORY, and UNSUPPORTED on a CUDA device.
+   */
+  createKvCache(options: KvCacheOptions): KvCache {
+    return new KvCache(options, this, this.#open);
   }
 
   /** Seconds that a plain read of all these bytes takes with the threads that decode uses: the roofline. Blocks. */

@@ -4,6 +4,7 @@
 export type ErrorCode =
   | 'BAD_DEVICE_DATA'
   | 'BUFFER_DETACHED'
+  | 'CACHE_DISPOSED'
   | 'CANCELLED'
   | 'CUDA_UNAVAILABLE'
   | 'DEVICE_DISPOSED'
@@ -12,6 +13,7 @@ export type ErrorCode =
   | 'LAUNCH_FAILED'
   | 'NATIVE_LOAD_FAILED'
   | 'OUT_OF_MEMORY'
+  | 'OUT_OF_PAGES'
   | 'UNSUPPORTED';
 
 /** Something outside the caller's control, or a device that is gone. `code` says what, `message` what to do. */

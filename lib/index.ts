@@ -3,16 +3,24 @@ export { Device, type DeviceOptions, type DeviceSpec, type InstructionSet, openD
 export type { DType } from './dtype';
 export { type ErrorCode, LeanAttentionError } from './errors';
 export { type Installation, installation } from './installation';
+export { KvCache, type KvCacheStats, Sequence } from './kv-cache';
+export { Step } from './kv-step';
 export { type DeviceDType, DeviceTensor, type DeviceTensorOptions } from './memory';
 export type {
+  CacheDecodeOptions,
   CopyPath,
   DecodeOptions,
   DecodeResult,
+  KvCacheOptions,
   LaunchOptions,
   Layout,
+  RotaryOptions,
+  RotaryPairing,
+  RotaryScaling,
   ScheduleOptions,
   Strategy,
   StreamDecodeOptions,
+  WriteOptions,
 } from './options';
 export { Plan, type PlanOptions, type PlanTensors, type Segment } from './plan';
 export { mergeStates } from './states';

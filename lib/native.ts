@@ -16,20 +16,61 @@ export interface NativeView {
   byteLength: number;
 }
 
-/** One decode call as native code takes it: views and flat numbers (csrc/binding/arguments.cpp). */
-export interface NativeCall extends NativeShape, NativeSchedule {
+/** How the work is cut and launched. */
+export interface NativeSchedule {
+  strategy: number;
+  workers: number;
+  splits: number;
+  copies: number;
+  ctasPerSm: number;
+}
+
+/** Shape of the queries. */
+export interface NativeQueryShape {
+  qType: number;
+  batch: number;
+  queryLen: number;
+  numQueryHeads: number;
+  headDim: number;
+  qSequenceStride: number;
+  qQueryStride: number;
+  qHeadStride: number;
+}
+
+/** Shape of K and V. */
+export interface NativeKvShape {
+  kvType: number;
+  numKvHeads: number;
+  numPages: number;
+  pageTokens: number;
+  maxPages: number;
+  kPageStride: number;
+  kTokenStride: number;
+  kHeadStride: number;
+  vPageStride: number;
+  vTokenStride: number;
+  vHeadStride: number;
+}
+
+/** What every decode call gives native code: views and flat numbers (csrc/binding/arguments.cpp). */
+interface NativeQueries extends NativeQueryShape, NativeSchedule {
   q: ArrayBufferView | NativeView;
-  k: ArrayBufferView | NativeView;
-  v: ArrayBufferView | NativeView;
   out: ArrayBufferView;
   lse: Float32Array;
+  scale: number;
+}
+
+/** A decode call over the caller's tensors. */
+export interface NativeTensorCall extends NativeQueries, NativeKvShape {
+  k: ArrayBufferView | NativeView;
+  v: ArrayBufferView | NativeView;
   contextLengths: Int32Array;
   pageTable: Int32Array | null;
   plan: NativePlan | null;
 }
 
-/** The same in a stream. */
-export interface NativeStreamCall extends NativeShape, NativeSchedule {
+/** The same in a stream: everything lies in the device's memory. */
+export interface NativeStreamCall extends NativeQueryShape, NativeKvShape, NativeSchedule {
   q: NativeView;
   k: NativeView;
   v: NativeView;
@@ -37,37 +78,80 @@ export interface NativeStreamCall extends NativeShape, NativeSchedule {
   lse: NativeView;
   contextLengths: NativeView;
   pageTable: NativeView | null;
-}
-
-export interface NativeShape {
-  qType: number;
-  kvType: number;
-  batch: number;
-  queryLen: number;
-  numQueryHeads: number;
-  numKvHeads: number;
-  headDim: number;
-  numPages: number;
-  pageTokens: number;
-  maxPages: number;
-  qSequenceStride: number;
-  qQueryStride: number;
-  qHeadStride: number;
-  kPageStride: number;
-  kTokenStride: number;
-  kHeadStride: number;
-  vPageStride: number;
-  vTokenStride: number;
-  vHeadStride: number;
   scale: number;
 }
 
-export interface NativeSchedule {
-  strategy: number;
-  workers: number;
-  splits: number;
-  copies: number;
-  ctasPerSm: number;
+/** Sequences of a cache by their ids; with counts and stamp, the tokens that an append made room for. */
+export interface NativeBatch {
+  sequences: Float64Array;
+  counts: Int32Array | null;
+  stamp: number;
+}
+
+/** A decode call over a cache's pages. */
+export interface NativeCacheCall extends NativeQueries, NativeBatch {
+  kvType: number;
+  numKvHeads: number;
+  cache: NativeKvCache;
+  layer: number;
+}
+
+export type NativeCall = NativeTensorCall | NativeCacheCall;
+
+export interface NativeKvCacheShape {
+  layers: number;
+  numPages: number;
+  pageTokens: number;
+  numKvHeads: number;
+  headDim: number;
+  kvType: number;
+}
+
+/** Rows to write into a cache's pages (csrc/binding/kv_cache.cpp). */
+export interface NativeRows extends NativeBatch {
+  layer: number;
+  k: ArrayBufferView;
+  v: ArrayBufferView;
+  q: ArrayBufferView | null;
+  qOut: ArrayBufferView | null;
+  kType: number;
+  vType: number;
+  qType: number;
+  kRowStride: number;
+  kHeadStride: number;
+  vRowStride: number;
+  vHeadStride: number;
+  qRowStride: number;
+  qHeadStride: number;
+  qOutRowStride: number;
+  qOutHeadStride: number;
+  numQueryHeads: number;
+  /** Null: nothing is rotated. */
+  inverseFrequencies: Float64Array | null;
+  amplitude: number;
+  pairing: number;
+}
+
+export interface NativeKvCache {
+  createSequence(): number;
+  fork(sequence: number): number;
+  truncate(sequence: number, length: number): void;
+  free(sequence: number): void;
+  length(sequence: number): number;
+  /** Fills `starts` with the lengths before, and returns the stamp. */
+  append(sequences: Float64Array, counts: Int32Array, starts: Int32Array): number;
+  write(rows: NativeRows): void;
+  stats(): {
+    numPages: number;
+    freePages: number;
+    usedPages: number;
+    sharedPages: number;
+    sequences: number;
+    tokens: number;
+    bytes: number;
+  };
+  verify(): void;
+  close(): void;
 }
 
 export interface NativePlanRequest extends NativeSchedule {
@@ -101,6 +185,7 @@ export interface NativeDevice {
   upload(target: NativeView, source: ArrayBufferView): void;
   download(source: NativeView, target: ArrayBufferView): void;
   createStream(): NativeStream;
+  createKvCache(shape: NativeKvCacheShape): NativeKvCache;
   timeRead(buffers: readonly ArrayBufferView[]): number;
   close(): void;
 }

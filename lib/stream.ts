@@ -1,5 +1,5 @@
 // Streams: work in order on a CUDA device, without a wait in between.
-import { prepareStreamCall } from './decode';
+import { prepareStreamCall } from './decode-stream';
 import { type DeviceTensor, expectDeviceTensor, prepareDownload, prepareUpload } from './memory';
 import type { NativeEvent, NativeGraph, NativeStream } from './native';
 import type { StreamDecodeOptions } from './options';

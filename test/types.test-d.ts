@@ -37,6 +37,7 @@ exact<
     ErrorCode,
     | 'BAD_DEVICE_DATA'
     | 'BUFFER_DETACHED'
+    | 'CACHE_DISPOSED'
     | 'CANCELLED'
     | 'CUDA_UNAVAILABLE'
     | 'DEVICE_DISPOSED'
@@ -45,6 +46,7 @@ exact<
     | 'LAUNCH_FAILED'
     | 'NATIVE_LOAD_FAILED'
     | 'OUT_OF_MEMORY'
+    | 'OUT_OF_PAGES'
     | 'UNSUPPORTED'
   >
 >();

@@ -5,6 +5,7 @@
 #include "../cuda/cuda_backend.h"
 #include "device.h"
 #include "environment.h"
+#include "kv_cache.h"
 #include "memory.h"
 #include "plan.h"
 #include "stream.h"
@@ -81,6 +82,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   auto* environment = new Environment(env);
   env.SetInstanceData<Environment>(environment);
   environment->device_class = Napi::Persistent(NativeDevice::define(env));
+  environment->kv_cache_class = Napi::Persistent(NativeKvCache::define(env));
   environment->plan_class = Napi::Persistent(NativePlan::define(env));
   environment->memory_class = Napi::Persistent(NativeMemory::define(env));
   environment->stream_class = Napi::Persistent(NativeStream::define(env));

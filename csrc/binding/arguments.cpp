@@ -5,6 +5,7 @@
 
 #include "../runtime/check.h"
 #include "../runtime/error.h"
+#include "kv_cache.h"
 #include "memory.h"
 #include "plan.h"
 
@@ -14,21 +15,15 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
-void* address(std::span<std::byte> bytes, DType type, const char* name) {
-  if (reinterpret_cast<uintptr_t>(bytes.data()) % static_cast<uintptr_t>(dtype_size(type)) != 0)
-    refuse("Expected `" + std::string(name) + "` to be aligned to its element size");
-  return bytes.data();
+std::span<std::byte> pinned_bytes(const Napi::Object& object, const char* name, std::vector<Napi::Object>& pinned) {
+  const Napi::Value value = object.Get(name);
+  const std::span<std::byte> bytes = bytes_of(value, name);
+  pinned.push_back(value.As<Napi::Object>());
+  return bytes;
 }
 
 CacheStrides cache_strides(const Napi::Object& object, const char* page, const char* token, const char* head) {
   return {integer(object, page), integer(object, token), integer(object, head)};
-}
-
-int32_t int32(const Napi::Object& object, const char* name) {
-  const int64_t value = integer(object, name);
-  if (value < INT32_MIN || value > INT32_MAX)
-    refuse("Expected " + std::string(name) + " to fit 32 bits, got " + std::to_string(value));
-  return static_cast<int32_t>(value);
 }
 
 }  // namespace
@@ -53,6 +48,12 @@ std::span<std::byte> bytes_of(const Napi::Value& value, const char* name) {
   return {static_cast<std::byte*>(data), size};
 }
 
+void* address(std::span<std::byte> bytes, DType type, const char* name) {
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % static_cast<uintptr_t>(dtype_size(type)) != 0)
+    refuse("Expected `" + std::string(name) + "` to be aligned to its element size");
+  return bytes.data();
+}
+
 double number(const Napi::Object& object, const char* name) {
   const Napi::Value value = object.Get(name);
   if (!value.IsNumber()) refuse("Expected " + std::string(name) + " to be a number");
@@ -68,17 +69,17 @@ int64_t integer(const Napi::Object& object, const char* name) {
   return static_cast<int64_t>(value);
 }
 
+int32_t int32(const Napi::Object& object, const char* name) {
+  const int64_t value = integer(object, name);
+  if (value < INT32_MIN || value > INT32_MAX)
+    refuse("Expected " + std::string(name) + " to fit 32 bits, got " + std::to_string(value));
+  return static_cast<int32_t>(value);
+}
+
 DType dtype(const Napi::Value& value) {
   const int32_t type = value.IsNumber() ? value.As<Napi::Number>().Int32Value() : -1;
   if (type < 0 || type > 2) refuse("Expected a dtype number from 0 to 2");
   return static_cast<DType>(type);
-}
-
-std::vector<int32_t> int32_values(const Napi::Value& value, const char* name) {
-  const std::span<std::byte> bytes = bytes_of(value, name);
-  std::vector<int32_t> values(bytes.size() / sizeof(int32_t));
-  memcpy(values.data(), bytes.data(), values.size() * sizeof(int32_t));
-  return values;
 }
 
 PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
@@ -105,31 +106,46 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
 
 namespace {
 
-// Shapes, strides and types: all but the pointers.
-DecodeParams decode_shape(const Napi::Object& object) {
-  DecodeParams params{};
+// A tensor's memory, the host's or the device's; either way it is kept while the call runs.
+std::span<std::byte> operand(const Napi::Object& object, const char* name, const Backend& backend, DecodeCall& call,
+                             bool& on_device, std::vector<Napi::Object>& pinned) {
+  const Napi::Value value = object.Get(name);
+  on_device = is_device_view(value);
+  if (!on_device) return pinned_bytes(object, name, pinned);
+  DeviceView memory = device_view(value, name, backend);
+  call.owners.push_back(std::move(memory.owner));
+  return {memory.data, memory.bytes};
+}
+
+void read_query_shape(const Napi::Object& object, DecodeParams& params) {
   params.q_type = dtype(object.Get("qType"));
-  params.kv_type = dtype(object.Get("kvType"));
   params.batch = int32(object, "batch");
   params.query_len = int32(object, "queryLen");
   params.num_query_heads = int32(object, "numQueryHeads");
+  params.scale = static_cast<float>(number(object, "scale"));
+  params.q_strides = {integer(object, "qSequenceStride"), integer(object, "qQueryStride"),
+                      integer(object, "qHeadStride")};
+}
+
+void read_kv_shape(const Napi::Object& object, DecodeParams& params) {
+  params.kv_type = dtype(object.Get("kvType"));
   params.num_kv_heads = int32(object, "numKvHeads");
   params.head_dim = int32(object, "headDim");
   params.num_pages = int32(object, "numPages");
   params.page_tokens = int32(object, "pageTokens");
   params.max_pages = int32(object, "maxPages");
-  params.scale = static_cast<float>(number(object, "scale"));
-  params.q_strides = {integer(object, "qSequenceStride"), integer(object, "qQueryStride"),
-                      integer(object, "qHeadStride")};
   params.k_strides = cache_strides(object, "kPageStride", "kTokenStride", "kHeadStride");
   params.v_strides = cache_strides(object, "vPageStride", "vTokenStride", "vHeadStride");
-  return params;
 }
 
 void expect_entries(const char* name, size_t expected, size_t found) {
   if (found != expected)
     refuse("Expected `" + std::string(name) + "` to hold " + std::to_string(expected) + " entries, got " +
            std::to_string(found));
+}
+
+size_t table_entries(const DecodeParams& params) {
+  return static_cast<size_t>(params.batch) * static_cast<size_t>(params.max_pages);
 }
 
 // Outputs must not lie over inputs or each other: workers write while others still read.
@@ -141,8 +157,35 @@ void expect_apart(const char* name, std::span<std::byte> target,
              "` uses too");
 }
 
-size_t table_entries(const DecodeParams& params) {
-  return static_cast<size_t>(params.batch) * static_cast<size_t>(params.max_pages);
+// K and V as the caller's tensors, and the sizes of their memory.
+void use_tensors(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes,
+                 std::vector<Napi::Object>& pinned) {
+  const Napi::Value plan = object.Get("plan");
+  call.plan = plan.IsObject()
+                  ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
+                  : std::make_shared<const Plan>(plan_request(object, backend),
+                                                 values_of<int32_t>(object.Get("contextLengths"), "contextLengths"));
+  const Napi::Value table = object.Get("pageTable");
+  if (table.IsObject()) call.page_table = values_of<int32_t>(table, "pageTable");
+  DecodeParams& params = call.params;
+  read_kv_shape(object, params);
+  if (table.IsObject()) expect_entries("pageTable", table_entries(params), call.page_table.size());
+  params.page_table = table.IsObject() ? call.page_table.data() : nullptr;
+  const auto k = operand(object, "k", backend, call, call.k_on_device, pinned);
+  const auto v = operand(object, "v", backend, call, call.v_on_device, pinned);
+  sizes.k = k.size();
+  sizes.v = v.size();
+  params.k = address(k, params.kv_type, "k");
+  params.v = address(v, params.kv_type, "v");
+}
+
+// K and V as the pages of a cache, which the call keeps alive.
+void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes) {
+  KvCache& cache = NativeKvCache::Unwrap(object.Get("cache").As<Napi::Object>())->cache();
+  const KvBatch batch = kv_batch(object);
+  call.plan = std::make_shared<const Plan>(plan_request(object, backend), cache.context_lengths(batch));
+  cache.read(batch, int32(object, "layer"), call);
+  sizes.k = sizes.v = static_cast<size_t>(cache.block_bytes());
 }
 
 }  // namespace
@@ -150,43 +193,27 @@ size_t table_entries(const DecodeParams& params) {
 std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
                                         std::vector<Napi::Object>& pinned) {
   auto call = std::make_shared<DecodeCall>();
-  // A tensor's memory, the host's or the device's; either way it is kept while the call runs.
-  const auto view = [&](const char* name, bool* on_device) {
-    const Napi::Value value = object.Get(name);
-    if (on_device && is_device_view(value)) {
-      *on_device = true;
-      DeviceView memory = device_view(value, name, backend);
-      call->owners.push_back(std::move(memory.owner));
-      return std::span<std::byte>(memory.data, memory.bytes);
-    }
-    const std::span<std::byte> bytes = bytes_of(value, name);
-    pinned.push_back(value.As<Napi::Object>());
-    return bytes;
-  };
-  const Napi::Value plan = object.Get("plan");
-  call->plan = plan.IsObject()
-                   ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
-                   : std::make_shared<const Plan>(plan_request(object, backend),
-                                                  int32_values(object.Get("contextLengths"), "contextLengths"));
-  const Napi::Value table = object.Get("pageTable");
-  if (table.IsObject()) call->page_table = int32_values(table, "pageTable");
-
-  DecodeParams& params = call->params = decode_shape(object);
+  DecodeParams& params = call->params;
+  read_query_shape(object, params);
+  BufferSizes sizes{};
+  if (object.Get("cache").IsObject())
+    use_cache(object, backend, *call, sizes);
+  else
+    use_tensors(object, backend, *call, sizes, pinned);
   expect_entries("contextLengths", static_cast<size_t>(params.batch), call->plan->context_lengths().size());
-  if (table.IsObject()) expect_entries("pageTable", table_entries(params), call->page_table.size());
   params.context_lengths = call->plan->context_lengths().data();
-  params.page_table = table.IsObject() ? call->page_table.data() : nullptr;
 
-  const auto q = view("q", &call->q_on_device), k = view("k", &call->k_on_device), v = view("v", &call->v_on_device);
-  const auto out = view("out", nullptr), lse = view("lse", nullptr);
-  check_params(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
+  const auto q = operand(object, "q", backend, *call, call->q_on_device, pinned);
+  const auto out = pinned_bytes(object, "out", pinned), lse = pinned_bytes(object, "lse", pinned);
+  sizes.q = q.size();
+  sizes.out = out.size();
+  sizes.lse = lse.size();
+  check_params(params, sizes);
   const PlanRequest& request = call->plan->request();
   if (request.num_kv_heads != params.num_kv_heads || request.head_dim != params.head_dim ||
       request.kv_type != params.kv_type)
     refuse("Expected tensors of the shape that the plan was made for");
   params.q = address(q, params.q_type, "q");
-  params.k = address(k, params.kv_type, "k");
-  params.v = address(v, params.kv_type, "v");
   params.out = address(out, params.q_type, "out");
   params.lse = static_cast<float*>(address(lse, DType::kF32, "lse"));
   return call;
@@ -200,7 +227,9 @@ StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
     return std::span<std::byte>(memory.data, memory.bytes);
   };
   call.request = plan_request(object, backend);
-  DecodeParams& params = call.params = decode_shape(object);
+  DecodeParams& params = call.params;
+  read_query_shape(object, params);
+  read_kv_shape(object, params);
   const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
   expect_apart("out", out, {{"q", q}, {"k", k}, {"v", v}, {"lse", lse}});
   expect_apart("lse", lse, {{"q", q}, {"k", k}, {"v", v}});

@@ -3,6 +3,7 @@
 #include "../runtime/error.h"
 #include "arguments.h"
 #include "environment.h"
+#include "kv_cache.h"
 #include "memory.h"
 #include "plan.h"
 #include "stream.h"
@@ -19,6 +20,7 @@ Napi::Function NativeDevice::define(Napi::Env env) {
        InstanceMethod<&NativeDevice::allocate>("allocate"), InstanceMethod<&NativeDevice::wrap>("wrap"),
        InstanceMethod<&NativeDevice::upload>("upload"), InstanceMethod<&NativeDevice::download>("download"),
        InstanceMethod<&NativeDevice::create_stream>("createStream"),
+       InstanceMethod<&NativeDevice::create_kv_cache>("createKvCache"),
        InstanceMethod<&NativeDevice::time_read>("timeRead"), InstanceMethod<&NativeDevice::close>("close")});
 }
 
@@ -50,7 +52,7 @@ Napi::Value NativeDevice::describe(const Napi::CallbackInfo& info) {
 Napi::Value NativeDevice::plan(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const auto options = info[0].As<Napi::Object>();
-    std::vector<int32_t> lengths = int32_values(options.Get("contextLengths"), "contextLengths");
+    std::vector<int32_t> lengths = values_of<int32_t>(options.Get("contextLengths"), "contextLengths");
     for (size_t i = 0; i < lengths.size(); ++i)
       if (lengths[i] < 0)
         throw Error(ErrorCode::kInvalidArgument, "Expected `contextLengths`[" + std::to_string(i) +
@@ -134,6 +136,13 @@ void NativeDevice::download(const Napi::CallbackInfo& info) {
 Napi::Value NativeDevice::create_stream(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     return NativeStream::create(info.Env(), backend_, backend().create_stream());
+  });
+}
+
+Napi::Value NativeDevice::create_kv_cache(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    backend();  // refuses once it is closed
+    return NativeKvCache::create(info.Env(), backend_, kv_cache_shape(info[0].As<Napi::Object>()));
   });
 }
 

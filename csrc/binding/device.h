@@ -28,6 +28,7 @@ class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
   void upload(const Napi::CallbackInfo& info);               // (target, source), blocks
   void download(const Napi::CallbackInfo& info);             // (source, target), blocks
   Napi::Value create_stream(const Napi::CallbackInfo& info);
+  Napi::Value create_kv_cache(const Napi::CallbackInfo& info);
   Napi::Value time_read(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);  // calls in flight go on; idempotent
 

@@ -21,10 +21,13 @@ const char* code_name(ErrorCode code) {
       return "LAUNCH_FAILED";
     case ErrorCode::kBadDeviceData:
       return "BAD_DEVICE_DATA";
-    case ErrorCode::kUnsupported:
-      return "UNSUPPORTED";
     case ErrorCode::kCancelled:
       return "CANCELLED";
+    case ErrorCode::kOutOfPages:
+      return "OUT_OF_PAGES";
+    case ErrorCode::kUnsupported:
+      return "UNSUPPORTED";
+    case ErrorCode::kInternal:
     case ErrorCode::kInvalidArgument:
       break;
   }
@@ -116,6 +119,7 @@ void Environment::close() {
   }
   pending_.clear();
   device_class.Reset();
+  kv_cache_class.Reset();
   plan_class.Reset();
   memory_class.Reset();
   stream_class.Reset();

@@ -37,6 +37,7 @@ class Environment {
   const std::shared_ptr<std::atomic<bool>>& closing() const { return closing_; }
 
   Napi::FunctionReference device_class;
+  Napi::FunctionReference kv_cache_class;
   Napi::FunctionReference plan_class;
   Napi::FunctionReference memory_class;
   Napi::FunctionReference stream_class;

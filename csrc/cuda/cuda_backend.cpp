@@ -48,7 +48,12 @@ class CudaBackend final : public Backend {
     return launch_of(plan, rows).describe();
   }
 
-  std::shared_ptr<void> allocate(size_t bytes) override { return allocate_shared(device_, bytes); }
+  std::shared_ptr<void> allocate(size_t bytes) override {
+    std::shared_ptr<void> memory = allocate_shared(device_, bytes);
+    api::clear(memory.get(), bytes, nullptr);
+    api::synchronize(nullptr);
+    return memory;
+  }
   void upload(void* target, const void* source, size_t bytes) override {
     api::use_device(device_);
     const std::lock_guard lock(mutex_);

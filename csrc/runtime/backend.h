@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "../core/append_params.h"
 #include "../core/decode_params.h"
+#include "error.h"
 #include "plan.h"
 
 namespace lean {
@@ -24,8 +26,15 @@ struct DecodeCall {
   bool v_on_device = false;
   std::vector<int32_t> page_table;               // empty: contiguous
   std::vector<std::shared_ptr<void>> owners;     // of the device's memory that it uses
-  DecodeParams params;                           // its context_lengths and page_table point into this call
+  DecodeParams params{};                         // its context_lengths and page_table point into this call
   std::shared_ptr<std::atomic<bool>> cancelled;  // true: nobody waits for the result any more; may be null
+};
+
+// Rows to write into a KV cache, complete and checked. It owns the small arrays; the rows stay the caller's.
+struct AppendCall {
+  std::vector<int64_t> slots;
+  std::vector<int32_t> positions;
+  AppendParams params;  // its slots and positions point into this call
 };
 
 // Called once, from any thread, when an asynchronous call has ended; null: it succeeded.
@@ -47,7 +56,8 @@ class Backend {
   virtual size_t workspace_bytes(const Plan& plan, int32_t rows) const = 0;
   virtual std::string describe_launch(const Plan& plan, int32_t rows) const = 0;  // one line: what runs the plan
 
-  // Memory of the device, of undefined content, freed with its last owner; and copies to it and from it, which block.
+  // Memory of the device, 64-byte aligned and zero, freed with its last owner; and copies to it and from it, which
+  // block.
   virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
   virtual void upload(void* target, const void* source, size_t bytes) = 0;
   virtual void download(void* target, const void* source, size_t bytes) = 0;
@@ -56,8 +66,19 @@ class Backend {
   virtual void decode(const DecodeCall& call) = 0;                             // blocks until done
   virtual void submit(std::shared_ptr<const DecodeCall> call, Done done) = 0;  // returns at once
 
+  // What fills a KV cache, in memory that was allocated here. Both block until done, and nobody else writes there
+  // meanwhile.
+  virtual void append(const AppendCall&) { no_kv_cache(); }
+  virtual void copy_pages(const PageCopyParams&) { no_kv_cache(); }
+
   // Seconds that a plain read of these bytes takes with the threads that decode uses: the roofline.
   virtual double time_read(std::span<const std::span<const std::byte>> buffers) = 0;
+
+ private:
+  [[noreturn]] void no_kv_cache() const {
+    throw Error(ErrorCode::kUnsupported,
+                "The device " + name() + " cannot hold a KV cache yet: open 'cpu', or pass `k`, `v` and `pageTable`");
+  }
 };
 
 }  // namespace lean

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "../core/append_params.h"
 #include "../core/decode_params.h"
 
 namespace lean {
@@ -27,5 +28,17 @@ void check_params(const DecodeParams& params, const BufferSizes& sizes);
 
 // The same where context lengths and page table lie in device memory: all but their contents, which kernels check.
 void check_params_on_device(const DecodeParams& params, const BufferSizes& sizes);
+
+// Bytes that stand behind what a caller gives to write into a KV cache, and inverse frequencies.
+struct AppendSizes {
+  size_t k;
+  size_t v;
+  size_t q;
+  size_t q_out;
+  size_t frequencies;
+};
+
+// Checks shapes, strides, sizes and slots; the cache's own memory is taken to hold num_pages.
+void check_append(const AppendParams& params, const AppendSizes& sizes);
 
 }  // namespace lean

@@ -10,11 +10,13 @@ namespace lean {
 enum class ErrorCode {
   kInvalidArgument,  // the caller's mistake: RangeError
   kOutOfMemory,      // LeanAttentionError OUT_OF_MEMORY
+  kOutOfPages,       // LeanAttentionError OUT_OF_PAGES
+  kUnsupported,      // LeanAttentionError UNSUPPORTED: this device cannot do it
   kCudaUnavailable,  // LeanAttentionError CUDA_UNAVAILABLE
   kDeviceLost,       // LeanAttentionError DEVICE_LOST
   kLaunchFailed,     // LeanAttentionError LAUNCH_FAILED: this work was refused, the device lives
   kBadDeviceData,    // LeanAttentionError BAD_DEVICE_DATA: lengths or page indices in device memory that cannot be
-  kUnsupported,      // LeanAttentionError UNSUPPORTED: this device cannot do it
+  kInternal,         // LeanAttentionError INTERNAL: a fault of the library's own
   kCancelled,        // the environment is going away: nobody is left to hear of it
 };
 

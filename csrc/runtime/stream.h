@@ -24,7 +24,7 @@ struct DeviceView {
 // A decode whose tensors, context lengths and page table all lie in the device's memory: the schedule is derived there.
 struct StreamDecode {
   PlanRequest request;
-  DecodeParams params;
+  DecodeParams params{};
   std::vector<std::shared_ptr<void>> owners;  // of all that the parameters point to
 };
 

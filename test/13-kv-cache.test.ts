@@ -202,7 +202,10 @@ describe('decode over a cache', () => {
     const found = device.decodeSync({ q, cache, layer: 0, sequences: [sequence] });
     step.write({ layer: 0, k, v });
     expectSameBits(found, device.decodeSync({ q, cache, layer: 0, sequences: [sequence] }));
-    const reference = { k: asTensor([range(0, 5)], HEADS, DIM, 'bf16'), v: asTensor([range(0, 5)], HEADS, DIM, 'f16', 1) };
+    const reference = {
+      k: asTensor([range(0, 5)], HEADS, DIM, 'bf16'),
+      v: asTensor([range(0, 5)], HEADS, DIM, 'f16', 1),
+    };
     expect(found.lse).toEqual(device.decodeSync({ q, ...reference, v: reference.k }).lse);
   });
 });
@@ -222,7 +225,11 @@ describe('copy on write', () => {
     // Both that still share it, in one batch: one copy.
     grow(cache, [right, parent], [[600], [700]]);
     expect(cache.stats()).toMatchObject({ usedPages: 5, sharedPages: 2 });
-    const then = [[...prefix, 700], [...prefix, 500, 501], [...prefix, 600]];
+    const then = [
+      [...prefix, 700],
+      [...prefix, 500, 501],
+      [...prefix, 600],
+    ];
     expectHolds(cache, all, then);
     parent.free();
     left.free();
@@ -239,10 +246,14 @@ describe('copy on write', () => {
     child.truncate(PAGE + 2);
     grow(cache, [child], [range(40, 50)]);
     grow(cache, [parent], [[99]]);
-    expectHolds(cache, [parent, child], [
-      [...tokens, 99],
-      [...range(0, PAGE + 2), ...range(40, 50)],
-    ]);
+    expectHolds(
+      cache,
+      [parent, child],
+      [
+        [...tokens, 99],
+        [...range(0, PAGE + 2), ...range(40, 50)],
+      ],
+    );
   });
 });
 

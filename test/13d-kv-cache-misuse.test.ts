@@ -249,6 +249,18 @@ const writeMistakes: Mistake<WriteOptions>[] = [
     'Expected `q` shape to be [3, numQueryHeads, 8], got [3, 0, 8]',
   ],
   [
+    'q in place whose rows overlap',
+    { ...rows, q: strided([3, 4, 8], [8, 8, 1], 120), rotary },
+    RangeError,
+    'Expected rows of `q` that do not overlap, got strides [8, 8, 1]',
+  ],
+  [
+    'q in place, of one row again and again',
+    { ...rows, q: strided([3, 4, 8], [0, 8, 1], 120), rotary },
+    RangeError,
+    'Expected rows of `q` that do not overlap, got strides [0, 8, 1]',
+  ],
+  [
     'qOut of another shape',
     { ...rows, q, qOut: f32([3, 2, 8]), rotary },
     RangeError,

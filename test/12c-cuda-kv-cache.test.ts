@@ -111,6 +111,15 @@ test('a cache that the kernels could not read is refused at once', async () => {
   });
 });
 
+test('a cache of another device is refused', async () => {
+  using cpu = cuda.library.openDevice('cpu', { threads: 1 });
+  using cache = cpu.createKvCache({ ...SHAPE, dtype: 'f16' });
+  const q = numbers(1)([1, 6, 64], 'f16');
+  expect(
+    await failure(() => cuda.device.decode({ q, cache, layer: 0, sequences: [cache.createSequence()] })),
+  ).toMatchObject({ name: 'RangeError', message: expect.stringContaining('of the device that decodes') });
+});
+
 test('for want of memory, at every allocation of a step: nothing is lost', async () => {
   using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
   const make = numbers(1);

@@ -28,7 +28,7 @@ struct AppendParams {
   // Where rows go: given by the host, or found from a decode's own arguments, row i being sequence i's last token.
   const int64_t* slots;            // [rows] page x page_tokens + slot in the page, each row its own; null: the latter
   const int32_t* positions;        // [rows] what rows are rotated by; null with slots
-  const int32_t* context_lengths;  // [rows] with the new token; 0: the row is idle; null: slots
+  const int32_t* context_lengths;  // [rows] with this token counted; 0: the row is idle; null: slots
   const int32_t* page_table;       // [rows, max_pages]; null: slots
   const double* inverse_frequencies;  // [rotary_dims / 2]; null: nothing is rotated
 

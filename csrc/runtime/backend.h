@@ -25,7 +25,7 @@ struct DecodeCall {
   bool k_on_device = false;
   bool v_on_device = false;
   std::vector<int32_t> page_table;               // empty: contiguous
-  std::vector<std::shared_ptr<void>> owners;     // of the device's memory that it uses
+  std::vector<std::shared_ptr<void>> owners;     // of memory that it uses and no JavaScript object holds
   DecodeParams params{};                         // its context_lengths and page_table point into this call
   std::shared_ptr<std::atomic<bool>> cancelled;  // true: nobody waits for the result any more; may be null
 };

@@ -37,9 +37,9 @@ void expect_decodable(const Backend& backend, const KvCacheShape& shape) {
 KvCache::KvCache(Backend& backend, const KvCacheShape& shape)
     : shape_((expect_decodable(backend, shape), shape)),
       block_bytes_(checked_block_bytes(shape)),
-      pages_(shape.num_pages, shape.page_tokens),
       memory_(backend.allocate(static_cast<size_t>(bytes()))),
-      copies_(backend.allocate(static_cast<size_t>(shape.num_pages) * sizeof(PageCopy))) {}
+      copies_(backend.allocate(static_cast<size_t>(shape.num_pages) * sizeof(PageCopy))),
+      pages_(shape.num_pages, shape.page_tokens) {}
 
 int64_t KvCache::append(Backend& backend, std::span<const SequenceId> ids, std::span<const int32_t> counts) {
   const Appended appended = pages_.append(ids, counts);

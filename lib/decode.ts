@@ -2,7 +2,7 @@
 import { types } from 'node:util';
 import { DTYPE_CODES } from './dtype';
 import { LeanAttentionError } from './errors';
-import type { NativeCall, NativePlan } from './native';
+import type { NativeCall, NativePlan, NativeTensorCall } from './native';
 import {
   DEFAULTS,
   type DecodeOptions,
@@ -17,8 +17,8 @@ import { expectTensor, extent, isContiguous, type Tensor, zeros } from './tensor
 import { describe, expectInteger, expectIntegers, expectObject, expectOneOf } from './validate';
 
 /** A call that is ready to run, and what it will have written. */
-export interface PreparedCall {
-  call: NativeCall;
+export interface PreparedCall<Call extends NativeCall = NativeCall> {
+  call: Call;
   result: DecodeResult;
 }
 
@@ -41,27 +41,84 @@ export function prepareLengths(lengths: Int32Array | readonly number[]): Int32Ar
   return Int32Array.from(expectIntegers('contextLengths', lengths, 0, LIMITS.int32));
 }
 
-export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; batch: number } | null): PreparedCall {
-  expectObject('options', options);
-  const q = expectTensor('q', options.q);
-  const k = expectTensor('k', options.k);
-  const v = expectTensor('v', options.v);
-  const layout = expectOneOf('layout', options.layout ?? DEFAULTS.layout, LAYOUTS);
-  const [tokenAxis, headAxis] = layout === 'NHD' ? [1, 2] : [2, 1];
+/** Queries that have passed their checks, and what native code takes of them. */
+export interface PreparedQueries {
+  q: Tensor;
+  call: Pick<
+    NativeCall,
+    | 'q'
+    | 'qType'
+    | 'batch'
+    | 'queryLen'
+    | 'numQueryHeads'
+    | 'headDim'
+    | 'qSequenceStride'
+    | 'qQueryStride'
+    | 'qHeadStride'
+  >;
+}
 
+export function prepareQueries(value: Tensor): PreparedQueries {
+  const q = expectTensor('q', value);
   if (q.shape.length !== 3 && q.shape.length !== 4) {
     throw new RangeError(
       `Expected \`q\` shape to be [batch, numQueryHeads, headDim] or [batch, queryLen, numQueryHeads, headDim], got [${q.shape.join(', ')}]`,
     );
   }
-  const [batch, queryLen, numQueryHeads, headDim] =
-    q.shape.length === 4 ? q.shape : [q.shape[0], 1, q.shape[1], q.shape[2]];
+  const four = q.shape.length === 4;
+  const [batch, queryLen, numQueryHeads, headDim] = four ? q.shape : [q.shape[0], 1, q.shape[1], q.shape[2]];
   expectAxis('q', q, 0, 'batch', 1, LIMITS.int32);
-  if (q.shape.length === 4) expectAxis('q', q, 1, 'queryLen', 1, LIMITS.queryLen);
+  if (four) expectAxis('q', q, 1, 'queryLen', 1, LIMITS.queryLen);
   expectAxis('q', q, q.shape.length - 1, 'headDim', 8, LIMITS.headDim);
   if (headDim % 8 !== 0) {
     throw new RangeError(`Expected \`q\` shape[${q.shape.length - 1}], headDim, to be a multiple of 8, got ${headDim}`);
   }
+  expectUnitStride('q', q);
+  return {
+    q,
+    call: {
+      q: q.data,
+      qType: DTYPE_CODES[q.dtype],
+      batch,
+      queryLen,
+      numQueryHeads,
+      headDim,
+      qSequenceStride: q.strides[0],
+      qQueryStride: four ? q.strides[1] : 0,
+      qHeadStride: q.strides[four ? 2 : 1],
+    },
+  };
+}
+
+/** That each K/V head serves as many query heads. */
+export function expectHeads({ q, call }: PreparedQueries, numKvHeads: number): void {
+  const { numQueryHeads } = call;
+  if (numQueryHeads === 0 || numQueryHeads % numKvHeads !== 0) {
+    throw new RangeError(
+      `Expected \`q\` shape[${q.shape.length - 2}], numQueryHeads, to be a multiple of numKvHeads ${numKvHeads}, got ${numQueryHeads}`,
+    );
+  }
+}
+
+export function prepareScale(value: number | undefined, headDim: number): number {
+  const scale = value ?? DEFAULTS.scale(headDim);
+  if (typeof scale !== 'number') throw new TypeError(`Expected \`scale\` to be a number, got ${describe(scale)}`);
+  if (!Number.isFinite(scale)) throw new RangeError(`Expected \`scale\` to be finite, got ${scale}`);
+  return scale;
+}
+
+export function prepareCall(
+  options: DecodeOptions,
+  plan: { native: NativePlan; batch: number } | null,
+): PreparedCall<NativeTensorCall> {
+  expectObject('options', options);
+  const queries = prepareQueries(options.q);
+  const { q } = queries;
+  const { batch, headDim } = queries.call;
+  const k = expectTensor('k', options.k);
+  const v = expectTensor('v', options.v);
+  const layout = expectOneOf('layout', options.layout ?? DEFAULTS.layout, LAYOUTS);
+  const [tokenAxis, headAxis] = layout === 'NHD' ? [1, 2] : [2, 1];
 
   const axes = layout === 'NHD' ? 'tokens, numKvHeads' : 'numKvHeads, tokens';
   if (k.shape.length !== 4) {
@@ -80,16 +137,9 @@ export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; 
     throw new TypeError(`Expected \`v\` dtype to equal that of \`k\` '${k.dtype}', got '${v.dtype}'`);
   const numKvHeads = expectAxis('k', k, headAxis, 'numKvHeads', 1, LIMITS.int32);
   const pageTokens = expectAxis('k', k, tokenAxis, 'tokens', 1, LIMITS.int32);
-  if (numQueryHeads === 0 || numQueryHeads % numKvHeads !== 0) {
-    throw new RangeError(
-      `Expected \`q\` shape[${q.shape.length - 2}], numQueryHeads, to be a multiple of numKvHeads ${numKvHeads}, got ${numQueryHeads}`,
-    );
-  }
-  for (const [name, t] of Object.entries({ q, k, v })) {
-    const last = t.shape.length - 1;
-    if (t.strides[last] !== 1)
-      throw new RangeError(`Expected \`${name}\` strides[${last}], headDim, to be 1, got ${t.strides[last]}`);
-  }
+  expectHeads(queries, numKvHeads);
+  expectUnitStride('k', k);
+  expectUnitStride('v', v);
 
   const pageTable = options.pageTable === undefined ? null : preparePages(options.pageTable, batch);
   if (pageTable === null && k.shape[0] !== batch) {
@@ -106,18 +156,15 @@ export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; 
       `Expected \`contextLengths\` to hold ${batch} lengths, one a sequence, got ${contextLengths.length}`,
     );
   }
-  const scale = options.scale ?? DEFAULTS.scale(headDim);
-  if (typeof scale !== 'number') throw new TypeError(`Expected \`scale\` to be a number, got ${describe(scale)}`);
-  if (!Number.isFinite(scale)) throw new RangeError(`Expected \`scale\` to be finite, got ${scale}`);
+  const scale = prepareScale(options.scale, headDim);
 
   const out = prepareTarget('out', options.out, q.shape, q.dtype);
   const lse = prepareTarget('lse', options.lse, q.shape.slice(0, -1), 'f32');
   expectApart({ out, lse }, { q, k, v });
-  const four = q.shape.length === 4;
   return {
     result: { out, lse },
     call: {
-      q: q.data,
+      ...queries.call,
       k: k.data,
       v: v.data,
       out: out.data,
@@ -125,19 +172,11 @@ export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; 
       contextLengths,
       pageTable,
       plan: plan === null ? null : plan.native,
-      qType: DTYPE_CODES[q.dtype],
       kvType: DTYPE_CODES[k.dtype],
-      batch,
-      queryLen,
-      numQueryHeads,
       numKvHeads,
-      headDim,
       numPages: k.shape[0],
       pageTokens,
       maxPages,
-      qSequenceStride: q.strides[0],
-      qQueryStride: four ? q.strides[1] : 0,
-      qHeadStride: q.strides[four ? 2 : 1],
       kPageStride: k.strides[0],
       kTokenStride: k.strides[tokenAxis],
       kHeadStride: k.strides[headAxis],
@@ -150,10 +189,16 @@ export function prepareCall(options: DecodeOptions, plan: { native: NativePlan; 
   };
 }
 
+/** The views of memory that a call reads and writes, by name. */
+function viewsOf(call: NativeCall): [string, ArrayBufferView][] {
+  const { q, out, lse } = call;
+  return Object.entries('k' in call ? { q, k: call.k, v: call.v, out, lse } : { q, out, lse });
+}
+
 /** Asynchronous calls read memory after JavaScript has gone on, so it must be memory that cannot shrink meanwhile. */
 export function expectFixedBuffers(call: NativeCall): void {
-  for (const name of ['q', 'k', 'v', 'out', 'lse'] as const) {
-    const buffer = call[name].buffer as ArrayBuffer & { resizable?: boolean };
+  for (const [name, view] of viewsOf(call)) {
+    const buffer = view.buffer as ArrayBuffer & { resizable?: boolean };
     if (buffer.resizable) {
       throw new TypeError(
         `Expected \`${name}\` of an asynchronous call to lie in a buffer of fixed length, got a resizable ArrayBuffer`,
@@ -167,15 +212,21 @@ export function expectFixedBuffers(call: NativeCall): void {
  * transferred away meanwhile makes the result worthless, and says so.
  */
 export function rememberBuffers(call: NativeCall): () => void {
-  const names = (['q', 'k', 'v', 'out', 'lse'] as const).filter((name) => call[name].byteLength > 0);
+  const views = viewsOf(call).filter(([, view]) => view.byteLength > 0);
   return () => {
-    const lost = names.find((name) => call[name].byteLength === 0);
+    const lost = views.find(([, view]) => view.byteLength === 0);
     if (lost === undefined) return;
     throw new LeanAttentionError(
       'BUFFER_DETACHED',
-      `The buffer of \`${lost}\` was transferred away while the call was using it; transfer buffers only after the promise has settled`,
+      `The buffer of \`${lost[0]}\` was transferred away while the call was using it; transfer buffers only after the promise has settled`,
     );
   };
+}
+
+function expectUnitStride(name: string, t: Tensor): void {
+  const last = t.shape.length - 1;
+  if (t.strides[last] !== 1)
+    throw new RangeError(`Expected \`${name}\` strides[${last}], headDim, to be 1, got ${t.strides[last]}`);
 }
 
 function expectAxis(name: string, t: Tensor, axis: number, meaning: string, low: number, high: number): number {
@@ -212,7 +263,7 @@ function preparePages(pageTable: Int32Array | readonly (readonly number[])[], ba
   return table;
 }
 
-function prepareTarget(
+export function prepareTarget(
   name: string,
   given: Tensor | undefined,
   shape: readonly number[],
@@ -230,7 +281,7 @@ function prepareTarget(
 }
 
 /** Outputs must not lie over inputs or each other: workers write while others still read. */
-function expectApart(targets: Record<string, Tensor>, sources: Record<string, Tensor>): void {
+export function expectApart(targets: Record<string, Tensor>, sources: Record<string, Tensor>): void {
   const overlaps = (a: Tensor, b: Tensor): boolean =>
     a.data.buffer === b.data.buffer &&
     a.data.byteOffset < b.data.byteOffset + extent(b.shape, b.strides) * b.data.BYTES_PER_ELEMENT &&

@@ -1,9 +1,11 @@
 // Devices: what computes.
 /// <reference lib="esnext.disposable" preserve="true" />
-import { expectFixedBuffers, prepareCall, rememberBuffers } from './decode';
+import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers } from './decode';
+import { prepareCacheCall } from './decode-cache';
 import { LeanAttentionError } from './errors';
+import { KvCache } from './kv-cache';
 import { type NativeDevice, type NativePlan, native } from './native';
-import type { DecodeOptions, DecodeResult } from './options';
+import type { CacheDecodeOptions, DecodeOptions, DecodeResult, KvCacheOptions } from './options';
 import { Plan, type PlanOptions } from './plan';
 import { describe, expectInteger, expectObject, expectOneOf } from './validate';
 
@@ -61,12 +63,23 @@ export class Device {
     return this.#native;
   };
 
+  #prepare(
+    options: DecodeOptions | CacheDecodeOptions,
+    plan: { native: NativePlan; batch: number } | null,
+  ): PreparedCall {
+    expectObject('options', options);
+    const ofCache = plan === null && (options.cache ?? options.sequences ?? options.layer) !== undefined;
+    return ofCache
+      ? prepareCacheCall(options as CacheDecodeOptions, this)
+      : prepareCall(options as DecodeOptions, plan);
+  }
+
   #decode = async (
-    options: DecodeOptions,
+    options: DecodeOptions | CacheDecodeOptions,
     plan: { native: NativePlan; batch: number } | null,
   ): Promise<DecodeResult> => {
     const device = this.#open();
-    const { call, result } = prepareCall(options, plan);
+    const { call, result } = this.#prepare(options, plan);
     expectFixedBuffers(call);
     const expectAttached = rememberBuffers(call);
     await device.decodeAsync(call);
@@ -74,15 +87,19 @@ export class Device {
     return result;
   };
 
-  #decodeSync = (options: DecodeOptions, plan: { native: NativePlan; batch: number } | null): DecodeResult => {
+  #decodeSync = (
+    options: DecodeOptions | CacheDecodeOptions,
+    plan: { native: NativePlan; batch: number } | null,
+  ): DecodeResult => {
     const device = this.#open();
-    const { call, result } = prepareCall(options, plan);
+    const { call, result } = this.#prepare(options, plan);
     device.decode(call);
     return result;
   };
 
   /**
-   * Decode attention: out = softmax(scale q kᵀ) v for each sequence's query rows over its own context.
+   * Decode attention: out = softmax(scale q kᵀ) v for each sequence's query rows over its own context: K and V are
+   * tensors of your own, or the pages of a `KvCache` of this device.
    *
    * Runs off the JavaScript thread. Context lengths and page table are copied before this returns; the tensors must stay
    * as they are, and their buffers must not be transferred, until the promise has settled.
@@ -90,18 +107,27 @@ export class Device {
    * Rejects with TypeError or RangeError for the caller's mistakes, before anything runs, and with LeanAttentionError for
    * the world's. Source: LeanAttention, arXiv 2405.10480.
    */
-  decode(options: DecodeOptions): Promise<DecodeResult> {
+  decode(options: DecodeOptions | CacheDecodeOptions): Promise<DecodeResult> {
     return this.#decode(options, null);
   }
 
   /** Like `decode`, on the calling thread and the device's own: for work of microseconds. */
-  decodeSync(options: DecodeOptions): DecodeResult {
+  decodeSync(options: DecodeOptions | CacheDecodeOptions): DecodeResult {
     return this.#decodeSync(options, null);
   }
 
   /** Cuts a batch into work without running it; the plan can then run it any number of times. */
   plan(options: PlanOptions): Plan {
     return new Plan(options, this.#open, { decode: this.#decode, decodeSync: this.#decodeSync });
+  }
+
+  /**
+   * A paged cache for K and V of all layers, in one allocation: nothing grows in a step.
+   *
+   * @throws LeanAttentionError OUT_OF_MEMORY, and UNSUPPORTED on a CUDA device.
+   */
+  createKvCache(options: KvCacheOptions): KvCache {
+    return new KvCache(options, this, this.#open);
   }
 
   /** Seconds that a plain read of all these bytes takes with the threads that decode uses: the roofline. Blocks. */

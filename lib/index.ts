@@ -3,7 +3,21 @@ export { Device, type DeviceOptions, type DeviceSpec, type InstructionSet, openD
 export type { DType } from './dtype';
 export { type ErrorCode, LeanAttentionError } from './errors';
 export { type Installation, installation } from './installation';
-export type { DecodeOptions, DecodeResult, Layout, ScheduleOptions, Strategy } from './options';
+export { KvCache, type KvCacheStats, Sequence } from './kv-cache';
+export { Step } from './kv-step';
+export type {
+  CacheDecodeOptions,
+  DecodeOptions,
+  DecodeResult,
+  KvCacheOptions,
+  Layout,
+  RotaryOptions,
+  RotaryPairing,
+  RotaryScaling,
+  ScheduleOptions,
+  Strategy,
+  WriteOptions,
+} from './options';
 export { Plan, type PlanOptions, type PlanTensors, type Segment } from './plan';
 export { mergeStates } from './states';
 export { convert, type Tensor, type TensorData, type TensorOptions, tensor } from './tensor';

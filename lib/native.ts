@@ -3,16 +3,11 @@ import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { LeanAttentionError } from './errors';
 
-/** One decode call as native code takes it: views and flat numbers (csrc/binding/arguments.cpp). */
-export interface NativeCall {
+/** What every decode call gives native code: views and flat numbers (csrc/binding/arguments.cpp). */
+interface NativeQueries {
   q: ArrayBufferView;
-  k: ArrayBufferView;
-  v: ArrayBufferView;
   out: ArrayBufferView;
   lse: Float32Array;
-  contextLengths: Int32Array;
-  pageTable: Int32Array | null;
-  plan: NativePlan | null;
   qType: number;
   kvType: number;
   batch: number;
@@ -20,22 +15,102 @@ export interface NativeCall {
   numQueryHeads: number;
   numKvHeads: number;
   headDim: number;
-  numPages: number;
-  pageTokens: number;
-  maxPages: number;
   qSequenceStride: number;
   qQueryStride: number;
   qHeadStride: number;
+  scale: number;
+  strategy: number;
+  workers: number;
+  splits: number;
+}
+
+/** A decode call over the caller's tensors. */
+export interface NativeTensorCall extends NativeQueries {
+  k: ArrayBufferView;
+  v: ArrayBufferView;
+  contextLengths: Int32Array;
+  pageTable: Int32Array | null;
+  plan: NativePlan | null;
+  numPages: number;
+  pageTokens: number;
+  maxPages: number;
   kPageStride: number;
   kTokenStride: number;
   kHeadStride: number;
   vPageStride: number;
   vTokenStride: number;
   vHeadStride: number;
-  scale: number;
-  strategy: number;
-  workers: number;
-  splits: number;
+}
+
+/** Sequences of a cache by their ids; with counts and stamp, the tokens that an append made room for. */
+export interface NativeBatch {
+  sequences: Float64Array;
+  counts: Int32Array | null;
+  stamp: number;
+}
+
+/** A decode call over a cache's pages. */
+export interface NativeCacheCall extends NativeQueries, NativeBatch {
+  cache: NativeKvCache;
+  layer: number;
+}
+
+export type NativeCall = NativeTensorCall | NativeCacheCall;
+
+export interface NativeKvCacheShape {
+  layers: number;
+  numPages: number;
+  pageTokens: number;
+  numKvHeads: number;
+  headDim: number;
+  kvType: number;
+}
+
+/** Rows to write into a cache's pages (csrc/binding/kv_cache.cpp). */
+export interface NativeRows extends NativeBatch {
+  layer: number;
+  k: ArrayBufferView;
+  v: ArrayBufferView;
+  q: ArrayBufferView | null;
+  qOut: ArrayBufferView | null;
+  kType: number;
+  vType: number;
+  qType: number;
+  kRowStride: number;
+  kHeadStride: number;
+  vRowStride: number;
+  vHeadStride: number;
+  qRowStride: number;
+  qHeadStride: number;
+  qOutRowStride: number;
+  qOutHeadStride: number;
+  numQueryHeads: number;
+  /** Null: nothing is rotated. */
+  inverseFrequencies: Float64Array | null;
+  amplitude: number;
+  pairing: number;
+}
+
+export interface NativeKvCache {
+  createSequence(): number;
+  fork(sequence: number): number;
+  truncate(sequence: number, length: number): void;
+  free(sequence: number): void;
+  length(sequence: number): number;
+  /** Fills `starts` with the lengths before, and returns the stamp. */
+  append(sequences: Float64Array, counts: Int32Array, starts: Int32Array): number;
+  write(rows: NativeRows): void;
+  stats(): {
+    numPages: number;
+    freePages: number;
+    usedPages: number;
+    sharedPages: number;
+    sequences: number;
+    tokens: number;
+    bytes: number;
+  };
+  verify(): void;
+  close(): void;
 }
 
 export interface NativePlanRequest {
@@ -66,6 +141,7 @@ export interface NativeDevice {
   workspaceBytes(plan: NativePlan, rows: number, headDim: number): number;
   decode(call: NativeCall): void;
   decodeAsync(call: NativeCall): Promise<void>;
+  createKvCache(shape: NativeKvCacheShape): NativeKvCache;
   timeRead(buffers: readonly ArrayBufferView[]): number;
   close(): void;
 }

@@ -1,4 +1,7 @@
 // The options of a decode call, and the only place where defaults are written down.
+import type { DType } from './dtype';
+import type { KvCache, Sequence } from './kv-cache';
+import type { Step } from './kv-step';
 import type { Tensor } from './tensor';
 
 /** How a batch is cut into work. 'lean' is the fast one; the others are there to compare with. */
@@ -7,11 +10,18 @@ export type Strategy = 'lean' | 'fixed-split' | 'flash-attention-2';
 /** Order of a cache's axes: tokens before heads ('NHD'), or heads before tokens ('HND'). */
 export type Layout = 'NHD' | 'HND';
 
+/** Which dimensions of a head turn together: i and i + dims / 2 ('half-split'), or 2i and 2i + 1 ('interleaved'). */
+export type RotaryPairing = 'half-split' | 'interleaved';
+
 export const STRATEGIES: readonly Strategy[] = ['lean', 'fixed-split', 'flash-attention-2'];
 export const LAYOUTS: readonly Layout[] = ['NHD', 'HND'];
 
 /** The numbers of csrc/core/schedule.h. */
 export const STRATEGY_CODES: Readonly<Record<Strategy, number>> = { lean: 0, 'fixed-split': 1, 'flash-attention-2': 2 };
+
+export const PAIRINGS: readonly RotaryPairing[] = ['half-split', 'interleaved'];
+/** The numbers of csrc/core/rotary.h. */
+export const PAIRING_CODES: Readonly<Record<RotaryPairing, number>> = { 'half-split': 0, interleaved: 1 };
 
 /** How the work is cut. Changes speed and, by rounding, the last bits of the result; nothing else. */
 export interface ScheduleOptions {
@@ -23,6 +33,7 @@ export interface ScheduleOptions {
   splits?: number;
 }
 
+/** Decode over tensors of your own, contiguous or paged. */
 export interface DecodeOptions extends ScheduleOptions {
   /**
    * Queries, [batch, numQueryHeads, headDim] or [batch, queryLen, numQueryHeads, headDim]; f32, f16 or bf16. headDim is a
@@ -53,6 +64,115 @@ export interface DecodeOptions extends ScheduleOptions {
   out?: Tensor;
   /** Where to write the log-sum-exp: q's shape without headDim, f32, contiguous. Default: a new tensor. */
   lse?: Tensor;
+  /** Of `CacheDecodeOptions` alone. */
+  cache?: never;
+  /** Of `CacheDecodeOptions` alone. */
+  layer?: never;
+  /** Of `CacheDecodeOptions` alone. */
+  sequences?: never;
+}
+
+/** Decode over the pages of a `KvCache`. */
+export interface CacheDecodeOptions extends ScheduleOptions {
+  /**
+   * Queries; f32, f16 or bf16; headDim is the cache's, numQueryHeads a multiple of its numKvHeads. Over sequences:
+   * [sequences, numQueryHeads, headDim] or [sequences, queryLen, numQueryHeads, headDim], the last query of a sequence at
+   * position length - 1. Over a step: [rows, numQueryHeads, headDim], each query at its row's position.
+   */
+  q: Tensor;
+  /** A cache of the device that decodes. */
+  cache: KvCache;
+  /** Whose K and V, from 0 to cache.layers - 1. */
+  layer: number;
+  /**
+   * Sequences, each seen as it is now (the same one may come twice); or a step, whose rows are each one query that sees
+   * its own position and all before it, so that a chunk of a prompt attends within itself too.
+   */
+  sequences: readonly Sequence[] | Step;
+  /** Softmax scale. Default: 1 / sqrt(headDim). */
+  scale?: number;
+  /** Where to write the output: q's shape and type, contiguous. Default: a new tensor. */
+  out?: Tensor;
+  /** Where to write the log-sum-exp: q's shape without headDim, f32, contiguous. Default: a new tensor. */
+  lse?: Tensor;
+  /** Of `DecodeOptions` alone. */
+  k?: never;
+  /** Of `DecodeOptions` alone. */
+  v?: never;
+  /** Of `DecodeOptions` alone. */
+  layout?: never;
+  /** Of `DecodeOptions` alone. */
+  contextLengths?: never;
+  /** Of `DecodeOptions` alone. */
+  pageTable?: never;
+}
+
+/** What `device.createKvCache` takes: exactly one of `tokens` and `bytes` says how large. */
+export interface KvCacheOptions {
+  layers: number;
+  numKvHeads: number;
+  /** A multiple of 8 up to 512. */
+  headDim: number;
+  /** Type of K and V. Default: 'f16'. */
+  dtype?: DType;
+  /** Tokens of a page. Default: 64. */
+  pageTokens?: number;
+  /** Capacity in tokens of all sequences together, rounded up to pages. */
+  tokens?: number;
+  /** Capacity in bytes of K and V of all layers, rounded down to pages. */
+  bytes?: number;
+}
+
+/** Stretches rotary embedding to contexts longer than those of training. */
+export type RotaryScaling =
+  | { type: 'linear'; factor: number }
+  | { type: 'ntk'; factor: number }
+  | {
+      type: 'yarn';
+      factor: number;
+      /** Tokens of the context that the model was trained with. */
+      originalContext: number;
+      /** Default: 32. */
+      betaFast?: number;
+      /** Default: 1. */
+      betaSlow?: number;
+      /** What rotated dimensions are multiplied by. Default: 0.1 ln(factor) + 1, and 1 up to a factor of 1. */
+      attentionFactor?: number;
+    }
+  | {
+      type: 'llama3';
+      factor: number;
+      lowFreqFactor: number;
+      highFreqFactor: number;
+      /** Tokens of the context that the model was trained with. */
+      originalContext: number;
+    };
+
+/** Rotary position embedding: pair i of a head's dimensions turns by position x base^(-2i / dims). */
+export interface RotaryOptions {
+  /** Default: 'half-split'. */
+  pairing?: RotaryPairing;
+  /** Default: 10000. */
+  base?: number;
+  /** Leading dimensions that turn, an even number; the others stay as they are. Default: headDim. */
+  dims?: number;
+  scaling?: RotaryScaling;
+}
+
+/** What `step.write` takes. */
+export interface WriteOptions {
+  /** From 0 to cache.layers - 1. */
+  layer: number;
+  /** Keys of the step's rows, [rows, numKvHeads, headDim]; f32, f16 or bf16, converted to the cache's type. */
+  k: Tensor;
+  /** Values, likewise; a type and strides of its own. */
+  v: Tensor;
+  /** Queries to rotate, [rows, numQueryHeads, headDim]: in place, or into `qOut`. Only with `rotary`. */
+  q?: Tensor;
+  /** Where to write the rotated queries: q's shape and type, contiguous. Default: over q. */
+  qOut?: Tensor;
+  /** Rotates K, before it is stored, and q by their rows' positions. Default: neither is rotated. */
+  rotary?: RotaryOptions;
 }
 
 export interface DecodeResult {
@@ -70,6 +190,8 @@ export const DEFAULTS = {
   /** 0: FlashAttention-2's rule decides. */
   splits: 0,
   scale: (headDim: number): number => 1 / Math.sqrt(headDim),
+  cache: { dtype: 'f16' as DType, pageTokens: 64 },
+  rotary: { pairing: 'half-split' as RotaryPairing, base: 10_000, betaFast: 32, betaSlow: 1 },
 } as const;
 
 export const LIMITS = { headDim: 512, queryLen: 16, workers: 1 << 20, splits: 1 << 20, int32: 2 ** 31 - 1 } as const;

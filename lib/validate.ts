@@ -40,3 +40,12 @@ export function expectOneOf<T extends string>(name: string, value: unknown, choi
   }
   return value as T;
 }
+
+/** A finite number above `low`. */
+export function expectNumber(name: string, value: unknown, low: number): number {
+  if (typeof value !== 'number') throw new TypeError(`Expected \`${name}\` to be a number, got ${describe(value)}`);
+  if (!(Number.isFinite(value) && value > low)) {
+    throw new RangeError(`Expected \`${name}\` to be a finite number above ${low}, got ${value}`);
+  }
+  return value;
+}

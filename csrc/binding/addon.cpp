@@ -5,6 +5,7 @@
 #include "../cuda/cuda_backend.h"
 #include "device.h"
 #include "environment.h"
+#include "kv_cache.h"
 #include "plan.h"
 #include "tensors.h"
 
@@ -79,6 +80,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   auto* environment = new Environment(env);
   env.SetInstanceData<Environment>(environment);
   environment->device_class = Napi::Persistent(NativeDevice::define(env));
+  environment->kv_cache_class = Napi::Persistent(NativeKvCache::define(env));
   environment->plan_class = Napi::Persistent(NativePlan::define(env));
   const auto add = [&](const char* name, auto function) {
     exports.Set(name, Napi::Function::New(env, function, name));

@@ -5,6 +5,7 @@
 
 #include "../runtime/check.h"
 #include "../runtime/error.h"
+#include "kv_cache.h"
 #include "plan.h"
 
 namespace lean::binding {
@@ -13,21 +14,15 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
-void* address(std::span<std::byte> bytes, DType type, const char* name) {
-  if (reinterpret_cast<uintptr_t>(bytes.data()) % static_cast<uintptr_t>(dtype_size(type)) != 0)
-    refuse("Expected `" + std::string(name) + "` to be aligned to its element size");
-  return bytes.data();
+std::span<std::byte> pinned_bytes(const Napi::Object& object, const char* name, std::vector<Napi::Object>& pinned) {
+  const Napi::Value value = object.Get(name);
+  const std::span<std::byte> bytes = bytes_of(value, name);
+  pinned.push_back(value.As<Napi::Object>());
+  return bytes;
 }
 
 CacheStrides cache_strides(const Napi::Object& object, const char* page, const char* token, const char* head) {
   return {integer(object, page), integer(object, token), integer(object, head)};
-}
-
-int32_t int32(const Napi::Object& object, const char* name) {
-  const int64_t value = integer(object, name);
-  if (value < INT32_MIN || value > INT32_MAX)
-    refuse("Expected " + std::string(name) + " to fit 32 bits, got " + std::to_string(value));
-  return static_cast<int32_t>(value);
 }
 
 }  // namespace
@@ -52,6 +47,12 @@ std::span<std::byte> bytes_of(const Napi::Value& value, const char* name) {
   return {static_cast<std::byte*>(data), size};
 }
 
+void* address(std::span<std::byte> bytes, DType type, const char* name) {
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % static_cast<uintptr_t>(dtype_size(type)) != 0)
+    refuse("Expected `" + std::string(name) + "` to be aligned to its element size");
+  return bytes.data();
+}
+
 double number(const Napi::Object& object, const char* name) {
   const Napi::Value value = object.Get(name);
   if (!value.IsNumber()) refuse("Expected " + std::string(name) + " to be a number");
@@ -67,17 +68,17 @@ int64_t integer(const Napi::Object& object, const char* name) {
   return static_cast<int64_t>(value);
 }
 
+int32_t int32(const Napi::Object& object, const char* name) {
+  const int64_t value = integer(object, name);
+  if (value < INT32_MIN || value > INT32_MAX)
+    refuse("Expected " + std::string(name) + " to fit 32 bits, got " + std::to_string(value));
+  return static_cast<int32_t>(value);
+}
+
 DType dtype(const Napi::Value& value) {
   const int32_t type = value.IsNumber() ? value.As<Napi::Number>().Int32Value() : -1;
   if (type < 0 || type > 2) refuse("Expected a dtype number from 0 to 2");
   return static_cast<DType>(type);
-}
-
-std::vector<int32_t> int32_values(const Napi::Value& value, const char* name) {
-  const std::span<std::byte> bytes = bytes_of(value, name);
-  std::vector<int32_t> values(bytes.size() / sizeof(int32_t));
-  memcpy(values.data(), bytes.data(), values.size() * sizeof(int32_t));
-  return values;
 }
 
 PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
@@ -99,59 +100,83 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
   return request;
 }
 
-std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
-                                        std::vector<Napi::Object>& pinned) {
-  const auto view = [&](const char* name) {
-    const Napi::Value value = object.Get(name);
-    const std::span<std::byte> bytes = bytes_of(value, name);
-    pinned.push_back(value.As<Napi::Object>());
-    return bytes;
-  };
-  auto call = std::make_shared<DecodeCall>();
-  const Napi::Value plan = object.Get("plan");
-  call->plan = plan.IsObject()
-                   ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
-                   : std::make_shared<const Plan>(plan_request(object, backend),
-                                                  int32_values(object.Get("contextLengths"), "contextLengths"));
-  const Napi::Value table = object.Get("pageTable");
-  if (table.IsObject()) call->page_table = int32_values(table, "pageTable");
+namespace {
 
-  DecodeParams& params = call->params;
-  params.q_type = dtype(object.Get("qType"));
+// K and V as the caller's tensors, and the sizes of their memory.
+void use_tensors(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes,
+                 std::vector<Napi::Object>& pinned) {
+  const Napi::Value plan = object.Get("plan");
+  call.plan = plan.IsObject()
+                  ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
+                  : std::make_shared<const Plan>(plan_request(object, backend),
+                                                 values_of<int32_t>(object.Get("contextLengths"), "contextLengths"));
+  const Napi::Value table = object.Get("pageTable");
+  if (table.IsObject()) call.page_table = values_of<int32_t>(table, "pageTable");
+  DecodeParams& params = call.params;
   params.kv_type = dtype(object.Get("kvType"));
-  params.batch = int32(object, "batch");
-  params.query_len = int32(object, "queryLen");
-  params.num_query_heads = int32(object, "numQueryHeads");
   params.num_kv_heads = int32(object, "numKvHeads");
   params.head_dim = int32(object, "headDim");
   params.num_pages = int32(object, "numPages");
   params.page_tokens = int32(object, "pageTokens");
   params.max_pages = int32(object, "maxPages");
+  params.k_strides = cache_strides(object, "kPageStride", "kTokenStride", "kHeadStride");
+  params.v_strides = cache_strides(object, "vPageStride", "vTokenStride", "vHeadStride");
+  if (table.IsObject() && static_cast<int64_t>(call.page_table.size()) != int64_t{params.batch} * params.max_pages)
+    refuse(
+        "Expected `pageTable` to hold batch x maxPages = " + std::to_string(int64_t{params.batch} * params.max_pages) +
+        " entries, got " + std::to_string(call.page_table.size()));
+  params.page_table = table.IsObject() ? call.page_table.data() : nullptr;
+  const auto k = pinned_bytes(object, "k", pinned), v = pinned_bytes(object, "v", pinned);
+  sizes.k = k.size();
+  sizes.v = v.size();
+  params.k = address(k, params.kv_type, "k");
+  params.v = address(v, params.kv_type, "v");
+}
+
+// K and V as the pages of a cache, which the call keeps alive.
+void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes) {
+  KvCache& cache = NativeKvCache::Unwrap(object.Get("cache").As<Napi::Object>())->cache();
+  const KvBatch batch = kv_batch(object);
+  call.plan = std::make_shared<const Plan>(plan_request(object, backend), cache.context_lengths(batch));
+  cache.read(batch, int32(object, "layer"), call);
+  sizes.k = sizes.v = static_cast<size_t>(cache.block_bytes());
+}
+
+}  // namespace
+
+std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
+                                        std::vector<Napi::Object>& pinned) {
+  auto call = std::make_shared<DecodeCall>();
+  DecodeParams& params = call->params;
+  params.q_type = dtype(object.Get("qType"));
+  params.batch = int32(object, "batch");
+  params.query_len = int32(object, "queryLen");
+  params.num_query_heads = int32(object, "numQueryHeads");
   params.scale = static_cast<float>(number(object, "scale"));
   params.q_strides = {integer(object, "qSequenceStride"), integer(object, "qQueryStride"),
                       integer(object, "qHeadStride")};
-  params.k_strides = cache_strides(object, "kPageStride", "kTokenStride", "kHeadStride");
-  params.v_strides = cache_strides(object, "vPageStride", "vTokenStride", "vHeadStride");
+  BufferSizes sizes{};
+  if (object.Get("cache").IsObject())
+    use_cache(object, backend, *call, sizes);
+  else
+    use_tensors(object, backend, *call, sizes, pinned);
 
   if (static_cast<int64_t>(call->plan->context_lengths().size()) != params.batch)
     refuse("Expected `contextLengths` to hold " + std::to_string(params.batch) + " lengths, got " +
            std::to_string(call->plan->context_lengths().size()));
-  if (table.IsObject() && static_cast<int64_t>(call->page_table.size()) != int64_t{params.batch} * params.max_pages)
-    refuse(
-        "Expected `pageTable` to hold batch x maxPages = " + std::to_string(int64_t{params.batch} * params.max_pages) +
-        " entries, got " + std::to_string(call->page_table.size()));
   params.context_lengths = call->plan->context_lengths().data();
-  params.page_table = table.IsObject() ? call->page_table.data() : nullptr;
 
-  const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
-  check_params(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
+  const auto q = pinned_bytes(object, "q", pinned), out = pinned_bytes(object, "out", pinned),
+             lse = pinned_bytes(object, "lse", pinned);
+  sizes.q = q.size();
+  sizes.out = out.size();
+  sizes.lse = lse.size();
+  check_params(params, sizes);
   const PlanRequest& request = call->plan->request();
   if (request.num_kv_heads != params.num_kv_heads ||
       request.tile_tokens != backend.tile_tokens(params.head_dim, params.kv_type))
     refuse("Expected tensors of the shape that the plan was made for");
   params.q = address(q, params.q_type, "q");
-  params.k = address(k, params.kv_type, "k");
-  params.v = address(v, params.kv_type, "v");
   params.out = address(out, params.q_type, "out");
   params.lse = static_cast<float*>(address(lse, DType::kF32, "lse"));
   return call;

@@ -3,6 +3,7 @@
 #include "../runtime/error.h"
 #include "arguments.h"
 #include "environment.h"
+#include "kv_cache.h"
 #include "plan.h"
 
 namespace lean::binding {
@@ -13,6 +14,7 @@ Napi::Function NativeDevice::define(Napi::Env env) {
       {InstanceMethod<&NativeDevice::describe>("describe"), InstanceMethod<&NativeDevice::plan>("plan"),
        InstanceMethod<&NativeDevice::workspace_bytes>("workspaceBytes"),
        InstanceMethod<&NativeDevice::decode>("decode"), InstanceMethod<&NativeDevice::decode_async>("decodeAsync"),
+       InstanceMethod<&NativeDevice::create_kv_cache>("createKvCache"),
        InstanceMethod<&NativeDevice::time_read>("timeRead"), InstanceMethod<&NativeDevice::close>("close")});
 }
 
@@ -44,7 +46,7 @@ Napi::Value NativeDevice::describe(const Napi::CallbackInfo& info) {
 Napi::Value NativeDevice::plan(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const auto options = info[0].As<Napi::Object>();
-    std::vector<int32_t> lengths = int32_values(options.Get("contextLengths"), "contextLengths");
+    std::vector<int32_t> lengths = values_of<int32_t>(options.Get("contextLengths"), "contextLengths");
     for (size_t i = 0; i < lengths.size(); ++i)
       if (lengths[i] < 0)
         throw Error(ErrorCode::kInvalidArgument, "Expected `contextLengths`[" + std::to_string(i) +
@@ -76,6 +78,13 @@ Napi::Value NativeDevice::decode_async(const Napi::CallbackInfo& info) {
     std::vector<Napi::Object> pinned;
     auto call = decode_call(info[0].As<Napi::Object>(), backend(), pinned);
     return Environment::of(info.Env()).start(backend_, std::move(call), std::move(pinned));
+  });
+}
+
+Napi::Value NativeDevice::create_kv_cache(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    backend();  // refuses once it is closed
+    return NativeKvCache::create(info.Env(), backend_, kv_cache_shape(info[0].As<Napi::Object>()));
   });
 }
 

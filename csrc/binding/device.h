@@ -22,6 +22,7 @@ class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
   Napi::Value workspace_bytes(const Napi::CallbackInfo& info);
   Napi::Value decode(const Napi::CallbackInfo& info);        // blocks
   Napi::Value decode_async(const Napi::CallbackInfo& info);  // a promise of undefined
+  Napi::Value create_kv_cache(const Napi::CallbackInfo& info);
   Napi::Value time_read(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);  // calls in flight go on; idempotent
 

@@ -19,6 +19,11 @@ const char* code_name(ErrorCode code) {
       return "DEVICE_LOST";
     case ErrorCode::kCancelled:
       return "CANCELLED";
+    case ErrorCode::kOutOfPages:
+      return "OUT_OF_PAGES";
+    case ErrorCode::kUnsupported:
+      return "UNSUPPORTED";
+    case ErrorCode::kInternal:
     case ErrorCode::kInvalidArgument:
       break;
   }
@@ -111,6 +116,7 @@ void Environment::close() {
   }
   pending_.clear();
   device_class.Reset();
+  kv_cache_class.Reset();
   plan_class.Reset();
   error_class_.Reset();
 }

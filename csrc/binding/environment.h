@@ -33,6 +33,7 @@ class Environment {
                       std::vector<Napi::Object> pinned);
 
   Napi::FunctionReference device_class;
+  Napi::FunctionReference kv_cache_class;
   Napi::FunctionReference plan_class;
 
  private:

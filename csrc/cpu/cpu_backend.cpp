@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -13,6 +14,7 @@
 
 #include "../runtime/error.h"
 #include "../runtime/thread_pool.h"
+#include "append.h"
 #include "worker.h"
 
 namespace lean::cpu {
@@ -34,6 +36,11 @@ int usable_processors() {
 #endif
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
+
+constexpr size_t kAlignment = 64;
+
+// Elements that a thread converts before a second one is worth waking.
+constexpr int64_t kTaskElements = 1 << 15;
 
 class CpuBackend final : public Backend {
  public:
@@ -80,6 +87,32 @@ class CpuBackend final : public Backend {
           give_back(scratch);
           done(error);
         });
+  }
+
+  // Zeros from the operating system, which backs them with memory where they are first written.
+  std::shared_ptr<void> allocate(size_t bytes) override {
+    void* block = bytes <= SIZE_MAX - kAlignment ? std::calloc(bytes + kAlignment, 1) : nullptr;
+    if (!block)
+      throw Error(ErrorCode::kOutOfMemory, "Not enough memory for a KV cache of " + std::to_string(bytes) + " bytes");
+    const auto address = reinterpret_cast<uintptr_t>(block);
+    void* aligned = static_cast<char*>(block) + (kAlignment - address % kAlignment) % kAlignment;
+    return {aligned, [block](void*) { std::free(block); }};
+  }
+
+  void append(const AppendCall& call) override {
+    const AppendParams& params = call.params;
+    const int64_t row_elements = int64_t{2 * params.num_kv_heads + params.num_query_heads} * params.head_dim;
+    const int64_t task_rows = std::max<int64_t>(1, kTaskElements / row_elements);
+    const int64_t tasks = (params.rows + task_rows - 1) / task_rows;
+    if (tasks == 1) return append_rows(params, tile_, 0, params.rows);
+    pool_.run(tasks, [&](int64_t task, int) {
+      append_rows(params, tile_, static_cast<int32_t>(task * task_rows),
+                  static_cast<int32_t>(std::min<int64_t>(params.rows, (task + 1) * task_rows)));
+    });
+  }
+
+  void copy_pages(const PageCopyParams& params) override {
+    for (int64_t block = 0; block < params.num_blocks; ++block) copy_block(params, block);
   }
 
   double time_read(std::span<const std::span<const std::byte>> buffers) override {

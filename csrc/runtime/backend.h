@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "../core/append_params.h"
 #include "../core/decode_params.h"
+#include "error.h"
 #include "plan.h"
 
 namespace lean {
@@ -22,6 +24,14 @@ struct DecodeCall {
   std::vector<int32_t> page_table;               // empty: contiguous
   DecodeParams params;                           // its context_lengths and page_table point into this call
   std::shared_ptr<std::atomic<bool>> cancelled;  // true: nobody waits for the result any more; may be null
+  std::shared_ptr<void> kv_memory;               // keeps a KV cache's memory alive; null: K and V are the caller's
+};
+
+// Rows to write into a KV cache, complete and checked. It owns the small arrays; the rows stay the caller's.
+struct AppendCall {
+  std::vector<int64_t> slots;
+  std::vector<int32_t> positions;
+  AppendParams params;  // its slots and positions point into this call
 };
 
 // Called once, from any thread, when an asynchronous call has ended; null: it succeeded.
@@ -42,8 +52,20 @@ class Backend {
   virtual void decode(const DecodeCall& call) = 0;                             // blocks until done
   virtual void submit(std::shared_ptr<const DecodeCall> call, Done done) = 0;  // returns at once
 
+  // What a KV cache needs: memory in which decode reads K and V, 64-byte aligned and zero, and the calls that fill it.
+  // They block until done, and nobody else writes there meanwhile.
+  virtual std::shared_ptr<void> allocate(size_t) { no_kv_cache(); }
+  virtual void append(const AppendCall&) { no_kv_cache(); }
+  virtual void copy_pages(const PageCopyParams&) { no_kv_cache(); }
+
   // Seconds that a plain read of these bytes takes with the threads that decode uses: the roofline.
   virtual double time_read(std::span<const std::span<const std::byte>> buffers) = 0;
+
+ private:
+  [[noreturn]] void no_kv_cache() const {
+    throw Error(ErrorCode::kUnsupported,
+                "The device " + name() + " cannot hold a KV cache yet: open 'cpu', or pass `k`, `v` and `pageTable`");
+  }
 };
 
 }  // namespace lean

@@ -97,6 +97,10 @@ size_t cache_bytes(const char* name, const DecodeParams& params, const CacheStri
       .bytes(params.kv_type);
 }
 
+size_t rows_bytes(const char* name, const AppendParams& params, int32_t heads, const RowStrides& strides, DType type) {
+  return Extent(name).axis(params.rows, strides.row).axis(heads, strides.head).axis(params.head_dim, 1).bytes(type);
+}
+
 void expect_fits(const char* name, size_t needed, size_t held, DType type) {
   const auto size = static_cast<size_t>(dtype_size(type));
   if (needed > held)
@@ -129,6 +133,26 @@ void check_params(const DecodeParams& params, const BufferSizes& sizes) {
   if (!reads_cache) return;
   expect_fits("k", needed.k, sizes.k, params.kv_type);
   expect_fits("v", needed.v, sizes.v, params.kv_type);
+}
+
+void check_append(const AppendParams& params, const AppendSizes& sizes) {
+  constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+  expect_range("rows", params.rows, 1, kMaxInt32);
+  expect_range("numQueryHeads", params.num_query_heads, params.q ? 1 : 0, params.q ? kMaxInt32 : 0);
+  const auto fits = [&](const char* name, int32_t heads, const RowStrides& strides, DType type, size_t held) {
+    expect_fits(name, rows_bytes(name, params, heads, strides, type), held, type);
+  };
+  fits("k", params.num_kv_heads, params.k_strides, params.k_type, sizes.k);
+  fits("v", params.num_kv_heads, params.v_strides, params.v_type, sizes.v);
+  if (params.q) {
+    fits("q", params.num_query_heads, params.q_strides, params.q_type, sizes.q);
+    fits("qOut", params.num_query_heads, params.q_out_strides, params.q_type, sizes.q_out);
+  }
+  expect_range("rotary dims", params.rotary_dims, 0, params.head_dim);
+  if (params.inverse_frequencies && sizes.frequencies < static_cast<size_t>(params.rotary_dims / 2) * sizeof(double))
+    refuse("Expected an inverse frequency for each pair of " + std::to_string(params.rotary_dims) + " rotary dims");
+  const int64_t num_slots = int64_t{params.num_pages} * params.page_tokens;
+  for (int32_t row = 0; row < params.rows; ++row) expect_range("slots", params.slots[row], 0, num_slots - 1);
 }
 
 }  // namespace lean

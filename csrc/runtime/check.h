@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "../core/append_params.h"
 #include "../core/decode_params.h"
 
 namespace lean {
@@ -24,5 +25,17 @@ BufferSizes needed_bytes(const DecodeParams& params);
 // Checks shapes, strides, sizes, context lengths and every page index that a context reaches.
 // Page-table entries past a context are not looked at. Throws Error(kInvalidArgument) with one sentence.
 void check_params(const DecodeParams& params, const BufferSizes& sizes);
+
+// Bytes that stand behind what a caller gives to write into a KV cache, and inverse frequencies.
+struct AppendSizes {
+  size_t k;
+  size_t v;
+  size_t q;
+  size_t q_out;
+  size_t frequencies;
+};
+
+// Checks shapes, strides, sizes and slots; the cache's own memory is taken to hold num_pages.
+void check_append(const AppendParams& params, const AppendSizes& sizes);
 
 }  // namespace lean

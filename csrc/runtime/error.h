@@ -10,8 +10,11 @@ namespace lean {
 enum class ErrorCode {
   kInvalidArgument,  // the caller's mistake: RangeError
   kOutOfMemory,      // LeanAttentionError OUT_OF_MEMORY
+  kOutOfPages,       // LeanAttentionError OUT_OF_PAGES
+  kUnsupported,      // LeanAttentionError UNSUPPORTED: this device cannot do it
   kCudaUnavailable,  // LeanAttentionError CUDA_UNAVAILABLE
   kDeviceLost,       // LeanAttentionError DEVICE_LOST
+  kInternal,         // LeanAttentionError INTERNAL: a fault of the library's own
   kCancelled,        // the environment is going away: nobody is left to hear of it
 };
 

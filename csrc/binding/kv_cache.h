@@ -1,0 +1,46 @@
+// A KV cache as a JavaScript object. It does not keep its device open: memory outlives the device, calls do not.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "../runtime/kv_cache.h"
+
+namespace lean::binding {
+
+KvCacheShape kv_cache_shape(const Napi::Object& object);
+
+// The sequences of a call: ids, and for those of an append its counts and stamp.
+KvBatch kv_batch(const Napi::Object& object);
+
+class NativeKvCache : public Napi::ObjectWrap<NativeKvCache> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  static Napi::Object create(Napi::Env env, std::shared_ptr<Backend> backend, const KvCacheShape& shape);
+
+  explicit NativeKvCache(const Napi::CallbackInfo& info);
+  ~NativeKvCache() override;
+
+  KvCache& cache() const;  // refuses once it is closed
+
+ private:
+  Napi::Value create_sequence(const Napi::CallbackInfo& info);  // () -> id
+  Napi::Value fork(const Napi::CallbackInfo& info);             // (id) -> id
+  void truncate(const Napi::CallbackInfo& info);                // (id, length)
+  void free(const Napi::CallbackInfo& info);                    // (id); idempotent, on a closed cache too
+  Napi::Value length(const Napi::CallbackInfo& info);           // (id) -> number
+  Napi::Value append(const Napi::CallbackInfo& info);           // (ids, counts, starts) -> stamp
+  void write(const Napi::CallbackInfo& info);                   // (rows), as lib/native.ts describes them
+  Napi::Value stats(const Napi::CallbackInfo& info);
+  void verify(const Napi::CallbackInfo& info);
+  void close(const Napi::CallbackInfo& info);  // calls in flight go on; idempotent
+
+  std::shared_ptr<Backend> backend() const;  // refuses once the device is gone
+  void release();
+
+  std::weak_ptr<Backend> backend_;
+  std::unique_ptr<KvCache> cache_;
+};
+
+}  // namespace lean::binding

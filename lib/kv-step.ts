@@ -1,0 +1,127 @@
+// A step: the tokens that an append made room for, and how their K and V get there.
+import { expectApart, prepareTarget } from './decode';
+import { DTYPE_CODES } from './dtype';
+import type { KvCache, Sequence } from './kv-cache';
+import type { NativeBatch, NativeKvCache } from './native';
+import type { WriteOptions } from './options';
+import { prepareRotary } from './rotary';
+import { expectTensor, type Tensor } from './tensor';
+import { expectInteger, expectObject } from './validate';
+
+/** A step as native code takes it: the class lends it to its neighbours, and to nobody else. */
+export let batchOf: (step: Step) => NativeBatch;
+
+/**
+ * Made by `cache.append`. It is stale, and refused, once one of its sequences has been appended to, truncated or freed.
+ * One whose sequences were forked since can be decoded, not written.
+ */
+export class Step {
+  readonly cache: KvCache;
+  readonly sequences: readonly Sequence[];
+  /** Tokens of each sequence. */
+  readonly counts: readonly number[];
+  /** Tokens in all: rows of K, V and q, sequence by sequence. */
+  readonly rows: number;
+  /** [rows] each row's place in its sequence. */
+  readonly positions: Int32Array;
+  readonly #batch: NativeBatch;
+  readonly #open: () => NativeKvCache;
+
+  /** @internal */
+  constructor(
+    cache: KvCache,
+    sequences: readonly Sequence[],
+    starts: Int32Array,
+    batch: NativeBatch & { counts: Int32Array },
+    open: () => NativeKvCache,
+  ) {
+    this.cache = cache;
+    this.sequences = Object.freeze([...sequences]);
+    this.counts = Object.freeze([...batch.counts]);
+    this.rows = this.counts.reduce((sum, count) => sum + count, 0);
+    this.positions = new Int32Array(this.rows);
+    let row = 0;
+    for (const [sequence, count] of this.counts.entries()) {
+      for (let i = 0; i < count; ++i) this.positions[row++] = starts[sequence] + i;
+    }
+    this.#batch = batch;
+    this.#open = open;
+  }
+
+  /**
+   * Writes K and V of a layer's rows into their pages, converted to the cache's type. With `rotary`, K is rotated by its
+   * position before it is stored, and so is q, in place or into `qOut`. Blocks: work of microseconds for a decode step.
+   *
+   * @throws TypeError or RangeError for the caller's mistakes, before anything is written.
+   */
+  write(options: WriteOptions): void {
+    const native = this.#open();
+    expectObject('options', options);
+    const { cache, rows } = this;
+    const { numKvHeads, headDim } = cache;
+    const layer = expectInteger('layer', options.layer, 0, cache.layers - 1);
+    const k = expectRows('k', options.k, rows, numKvHeads, headDim);
+    const v = expectRows('v', options.v, rows, numKvHeads, headDim);
+    const q = options.q === undefined ? null : expectRows('q', options.q, rows, null, headDim);
+    if (q !== null && options.rotary === undefined) {
+      throw new RangeError('Expected `q` only with `rotary`, got it alone');
+    }
+    if (q === null && options.qOut !== undefined) throw new RangeError('Expected `qOut` only with `q`, got it alone');
+    const rotary = options.rotary === undefined ? null : prepareRotary(options.rotary, headDim);
+    const qOut = q === null || options.qOut === undefined ? q : prepareTarget('qOut', options.qOut, q.shape, q.dtype);
+    if (q !== null && qOut !== null && qOut !== q) {
+      expectApart({ qOut }, isSameMemory(q, qOut) ? { k, v } : { k, v, q });
+    }
+    native.write({
+      ...this.#batch,
+      layer,
+      k: k.data,
+      v: v.data,
+      q: q?.data ?? null,
+      qOut: qOut?.data ?? null,
+      kType: DTYPE_CODES[k.dtype],
+      vType: DTYPE_CODES[v.dtype],
+      qType: q === null ? 0 : DTYPE_CODES[q.dtype],
+      kRowStride: k.strides[0],
+      kHeadStride: k.strides[1],
+      vRowStride: v.strides[0],
+      vHeadStride: v.strides[1],
+      qRowStride: q?.strides[0] ?? 0,
+      qHeadStride: q?.strides[1] ?? 0,
+      qOutRowStride: qOut?.strides[0] ?? 0,
+      qOutHeadStride: qOut?.strides[1] ?? 0,
+      numQueryHeads: q?.shape[1] ?? 0,
+      inverseFrequencies: rotary?.inverseFrequencies ?? null,
+      amplitude: rotary?.amplitude ?? 1,
+      pairing: rotary?.pairing ?? 0,
+    });
+  }
+
+  static {
+    batchOf = (step) => step.#batch;
+  }
+}
+
+/** [rows, heads, headDim] with a contiguous last axis; `heads` null: any number of them. */
+function expectRows(name: string, value: Tensor, rows: number, heads: number | null, headDim: number): Tensor {
+  const t = expectTensor(name, value);
+  const { shape } = t;
+  if (
+    shape.length !== 3 ||
+    shape[0] !== rows ||
+    (heads === null ? shape[1] < 1 : shape[1] !== heads) ||
+    shape[2] !== headDim
+  ) {
+    throw new RangeError(
+      `Expected \`${name}\` shape to be [${rows}, ${heads ?? 'numQueryHeads'}, ${headDim}], got [${shape.join(', ')}]`,
+    );
+  }
+  if (t.strides[2] !== 1)
+    throw new RangeError(`Expected \`${name}\` strides[2], headDim, to be 1, got ${t.strides[2]}`);
+  return t;
+}
+
+const isSameMemory = (a: Tensor, b: Tensor): boolean =>
+  a.data.buffer === b.data.buffer &&
+  a.data.byteOffset === b.data.byteOffset &&
+  a.strides.every((stride, axis) => stride === b.strides[axis]);

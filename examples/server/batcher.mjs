@@ -58,7 +58,7 @@ export class Batcher {
   /**
    * @param {import('./model.mjs').Model} model
    * @param {import('lean-attention').KvCache} cache
-   * @param {{ maxBatch: number, maxRows: number, maxQueue: number, maxContext: number, pageTokens: number }} limits
+   * @param {{ maxBatch: number, maxRows: number, maxQueue: number, maxContext: number }} limits
    * @param {Events} events
    */
   constructor(model, cache, limits, events) {
@@ -82,8 +82,8 @@ export class Batcher {
    * @throws ApiError when the job can never fit, when there is no room to wait, or after close().
    */
   submit(job) {
-    const { maxBatch, maxQueue, maxContext, pageTokens } = this.#limits;
-    const longest = Math.min(maxContext, this.#cache.stats().numPages * pageTokens);
+    const { maxBatch, maxQueue, maxContext } = this.#limits;
+    const longest = Math.min(maxContext, this.#cache.numPages * this.#cache.pageTokens);
     const length = job.prompt.length + job.maxTokens;
     if (length > longest) {
       const message = `Expected at most ${longest} tokens in prompt and completion, got ${job.prompt.length} + ${job.maxTokens}`;
@@ -163,14 +163,13 @@ export class Batcher {
 
   /** Lets waiting requests in, while there is a place and the pages for their tokens are free. */
   #admit() {
-    const { maxBatch, pageTokens } = this.#limits;
     /** @param {number} tokens */
-    const pages = (tokens) => Math.ceil(tokens / pageTokens);
+    const pages = (tokens) => Math.ceil(tokens / this.#cache.pageTokens);
     /** Pages that a request still needs, and one to grow, or it might be out again at the next step. */
     const missing = (/** @type {Request} */ request) => pages(request.tokens.length) + 1 - pages(lengthOf(request));
     let free = this.#cache.stats().freePages;
     for (const request of this.#running) free -= missing(request);
-    while (this.#waiting.length > 0 && this.#running.length < maxBatch) {
+    while (this.#waiting.length > 0 && this.#running.length < this.#limits.maxBatch) {
       const [request] = this.#waiting;
       free -= missing(request);
       if (free < 0 && this.#running.length > 0) return; // alone it fits: submit() saw to that

@@ -48,7 +48,7 @@ SequenceId KvPages::take_slot() {
   if (free_slots_.empty()) {
     if (static_cast<int64_t>(sequences_.size()) == kMaxSequences)
       refuse("Expected at most " + std::to_string(kMaxSequences) + " live sequences, got one more");
-    free_slots_.reserve(std::max(2 * free_slots_.capacity(), sequences_.size() + 1));  // so that free() cannot fail
+    if (free_slots_.capacity() <= sequences_.size()) free_slots_.reserve(2 * sequences_.size() + 1);  // for free()
     sequences_.emplace_back();
     free_slots_.push_back(static_cast<int32_t>(sequences_.size() - 1));
   }

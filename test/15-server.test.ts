@@ -8,7 +8,9 @@ import { type Completion, examples, killServers, type Server, startServer } from
 /** Greedy text of this model does not end by itself before that: for requests that must last. */
 const LONG = { prompt: 'A long story', max_tokens: 1500, temperature: 0 };
 
-/** Attention uncut: then its results do not depend, even in the last bit, on who else is in a batch. */
+/** Attention uncut: its results do not depend, even in the last bit, on who else is in a batch. */
+const EXACT = ['--strategy', 'flash-attention-2'];
+
 const prompts = Array.from({ length: 12 }, (_, index) => `${'Once upon a time. '.repeat(index)}${index}`);
 const asked = (index: number): Completion => ({ prompt: prompts[index], max_tokens: 30 + index, seed: index });
 
@@ -28,7 +30,7 @@ afterAll(killServers);
 describe('completions', () => {
   let server: Server;
   beforeAll(async () => {
-    server = await startServer();
+    server = await startServer(EXACT);
   });
   afterAll(() => server.stop());
 
@@ -205,7 +207,7 @@ test('a full queue answers 429, and has room again when one goes', async () => {
 });
 
 test.each(['f32', 'f16'])('when pages run out the youngest wait, and all get their text (%s)', async (dtype) => {
-  const flags = ['--dtype', dtype, '--page-tokens', '4'];
+  const flags = [...EXACT, '--dtype', dtype, '--page-tokens', '4'];
   const roomy = await startServer(flags);
   const alone = await Promise.all(prompts.map((_, index) => roomy.stream(asked(index))));
   expect(await roomy.metric('server_preemptions_total')).toBe(0);
@@ -224,8 +226,9 @@ test.each(['f32', 'f16'])('when pages run out the youngest wait, and all get the
 describe('shutdown', () => {
   test.each(['SIGTERM', 'SIGINT'] as const)('%s: running requests finish, no more come in', async (signal) => {
     const server = await startServer();
-    const expected = await server.stream(LONG);
-    const running = server.stream(LONG);
+    const asked = { ...LONG, max_tokens: 300 };
+    const expected = await server.stream(asked);
+    const running = server.stream(asked);
     await server.until('server_running_requests', (count) => count === 1);
     server.signal(signal);
     expect(await running).toEqual(expected);

@@ -9,6 +9,11 @@ const OPTIONS = {
   device: { value: 'cpu', help: 'auto, cpu, cuda or cuda:N' },
   threads: { value: 0, low: 0, high: 1024, help: 'threads of a CPU device; 0: all processors' },
   dtype: { value: 'f32', words: ['f32', 'f16', 'bf16'], help: 'type of the cached keys and values' },
+  strategy: {
+    value: 'lean',
+    words: ['lean', 'fixed-split', 'flash-attention-2'],
+    help: 'how attention is cut into work; with flash-attention-2 no bit of a text depends on the rest of the batch',
+  },
   'cache-tokens': { value: 32_768, low: 1, help: 'tokens that the cache holds, all sequences together' },
   'page-tokens': { value: 16, low: 1, help: 'tokens of a page' },
   'max-context': { value: 2048, low: 2, help: 'tokens of a prompt and its completion together' },
@@ -29,6 +34,7 @@ const OPTIONS = {
  * @property {'auto' | 'cpu' | 'cuda' | `cuda:${number}`} device
  * @property {number} threads
  * @property {'f32' | 'f16' | 'bf16'} dtype
+ * @property {'lean' | 'fixed-split' | 'flash-attention-2'} strategy
  * @property {number} cacheTokens
  * @property {number} pageTokens
  * @property {number} maxContext

@@ -25,7 +25,7 @@ function configure() {
 
 const config = configure();
 const device = openDevice(config.device, config.threads === 0 ? {} : { threads: config.threads });
-const model = createToyModel(device, { seed: config.modelSeed }); // a real model goes here
+const model = createToyModel(device, { seed: config.modelSeed, schedule: { strategy: config.strategy } }); // a real model goes here
 const { dtype, pageTokens, cacheTokens: tokens } = config;
 const cache = device.createKvCache({ ...model.cacheShape, dtype, pageTokens, tokens });
 

@@ -58,7 +58,7 @@ export class Server {
     const raw = typeof body === 'string' || body instanceof Uint8Array;
     return fetch(`${this.url}/v1/completions`, {
       method: 'POST',
-      body: raw ? (body as BodyInit) : JSON.stringify(body),
+      body: raw ? body : JSON.stringify(body),
       ...(signal && { signal }),
     });
   }

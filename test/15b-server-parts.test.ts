@@ -7,7 +7,7 @@ import { Batcher, type Job, type Outcome } from '../examples/server/batcher.mjs'
 import { readConfig } from '../examples/server/config.mjs';
 import { Counter, Gauge, Histogram, Metrics } from '../examples/server/prometheus.mjs';
 import { greedy, sampler } from '../examples/server/sampling.mjs';
-import { encodeBytes, TextStream } from '../examples/server/text.mjs';
+import { byteDecoder, encodeBytes, TextStream } from '../examples/server/text.mjs';
 import { openDevice } from './helpers/library';
 import { random } from './helpers/random';
 import { parseMetrics } from './helpers/server';
@@ -54,18 +54,18 @@ describe('text', () => {
   ];
 
   test('half a character waits for its other half', () => {
-    expect(pieces(new TextStream(), encodeBytes('aé€'))).toEqual(['a', '', 'é', '', '', '€', '']);
-    expect(pieces(new TextStream(), [0xe2, 0x82])).toEqual(['', '', '\ufffd']);
+    expect(pieces(new TextStream(byteDecoder()), encodeBytes('aé€'))).toEqual(['a', '', 'é', '', '', '€', '']);
+    expect(pieces(new TextStream(byteDecoder()), [0xe2, 0x82])).toEqual(['', '', '\ufffd']);
   });
 
   test('what may begin a stop string is held back', () => {
-    const text = new TextStream(['STOP', 'TOY']);
+    const text = new TextStream(byteDecoder(), ['STOP', 'TOY']);
     expect(pieces(text, encodeBytes('aSTOxSTO'))).toEqual(['a', '', '', '', 'STOx', '', '', '', 'STO']);
     expect(text.stopped).toBe(false);
   });
 
   test('a stop string ends the text before it', () => {
-    const text = new TextStream(['STOP', 'TOY']);
+    const text = new TextStream(byteDecoder(), ['STOP', 'TOY']);
     expect(pieces(text, encodeBytes('STTOYx'))).toEqual(['', '', 'ST', '', '', '', '']);
     expect(text.stopped).toBe(true);
   });
@@ -81,7 +81,7 @@ describe('text', () => {
       const ends = stops.filter((stop) => whole.includes(stop)).map((stop) => whole.indexOf(stop) + stop.length);
       const read = whole.slice(0, Math.min(...ends, Number.POSITIVE_INFINITY));
       const found = stops.filter((stop) => read.includes(stop)).map((stop) => read.indexOf(stop));
-      const shown = pieces(new TextStream(stops), encodeBytes(whole)).join('');
+      const shown = pieces(new TextStream(byteDecoder(), stops), encodeBytes(whole)).join('');
       expect(shown, `${whole} ${stops}`).toBe(whole.slice(0, Math.min(...found, Number.POSITIVE_INFINITY)));
     }
   });
@@ -162,6 +162,7 @@ describe('the batcher', () => {
     end: END,
     cacheShape: { layers: 1, numKvHeads: 1, headDim: 8 },
     encode: (text: string) => [...text].map(Number),
+    decoder: byteDecoder,
     forward: async (tokens: Int32Array, step: Step, _cache: KvCache, wanted: readonly number[]) => {
       expect(tokens).toHaveLength(step.rows);
       const ran: [number, number][] = [];

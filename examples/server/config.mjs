@@ -18,7 +18,7 @@ const OPTIONS = {
   'page-tokens': { value: 16, low: 1, help: 'tokens of a page' },
   'max-context': { value: 2048, low: 2, help: 'tokens of a prompt and its completion together' },
   'max-batch': { value: 32, low: 1, help: 'requests that run at once' },
-  'max-rows': { value: 48, low: 2, help: 'tokens that go through the model in one step, more than max-batch' },
+  'max-rows': { value: 40, low: 2, help: 'tokens that go through the model in one step, more than max-batch' },
   'max-queue': { value: 64, low: 0, help: 'requests that wait; more are answered 429' },
   'max-body': { value: 1 << 20, low: 1, help: 'bytes of a request body' },
   'drain-seconds': { value: 30, low: 0, help: 'how long a shutdown waits for requests to finish' },

@@ -26,9 +26,12 @@ function answer(response, status, body, headers = {}) {
   response.end(text);
 }
 
-/** @param {unknown} error */
-const asApiError = (error) =>
-  error instanceof ApiError ? error : new ApiError(500, 'internal_error', 'The server failed; it is not your request');
+/** What a client is told of an error. What is not meant for it is logged. @param {unknown} error */
+function asApiError(error) {
+  if (error instanceof ApiError) return error;
+  console.error(error);
+  return new ApiError(500, 'internal_error', 'The server failed; it is not your request');
+}
 
 /** @param {Incoming} request @param {number} maxBytes @returns {Promise<unknown>} */
 async function readJson(request, maxBytes) {
@@ -53,7 +56,7 @@ async function complete({ batcher, model, maxBody }, request, response) {
   const asked = parseCompletion(await readJson(request, maxBody), model.name);
   if (response.destroyed) return; // gone already
   const head = { id: `cmpl-${randomUUID()}`, created: Math.floor(Date.now() / 1000), model: model.name };
-  const text = new TextStream(asked.stop);
+  const text = new TextStream(model.decoder(), asked.stop);
   const prompt = model.encode(asked.prompt);
   let written = '';
   let generated = 0;
@@ -135,7 +138,6 @@ export function createHttpServer(parts) {
       if (response.destroyed || response.headersSent) return;
       const { status, body, headers } = asApiError(error);
       parts.metrics.onRefused(status);
-      if (status === 500) console.error(error);
       answer(response, status, body, parts.isStopping() ? { ...headers, Connection: 'close' } : headers);
     }
   });

@@ -3,10 +3,11 @@
 //
 // The toy is a real decoder-only transformer (RMSNorm, grouped-query attention with rotary positions, SwiGLU), but a tiny
 // one with random weights: its text is gibberish, always the same for the same seed. Its tokens are bytes.
+import { setImmediate } from 'node:timers/promises';
 import { tensor } from 'lean-attention';
 import { addTo, multiply, normalise, swiglu } from './maths.mjs';
 import { random } from './sampling.mjs';
-import { encodeBytes } from './text.mjs';
+import { byteDecoder, encodeBytes } from './text.mjs';
 
 /**
  * The one interface between the server and a model. A real model takes the toy's place by being one of these: its other
@@ -18,6 +19,7 @@ import { encodeBytes } from './text.mjs';
  * @property {number} end The token that ends a text; never shown.
  * @property {{ layers: number, numKvHeads: number, headDim: number }} cacheShape What the cache must hold for a token.
  * @property {(text: string) => number[]} encode A prompt's tokens; at least one.
+ * @property {() => import('./text.mjs').Decoder} decoder For the tokens of one completion.
  * @property {Forward} forward
  */
 
@@ -132,6 +134,7 @@ export function createToyModel(device, { seed = 1, shape = SHAPE, schedule = {} 
       multiply(/** @type {Float32Array} */ (out.data), weight.output, change, numQueryHeads * headDim);
       addTo(x, change);
 
+      await setImmediate(); // what this thread computes itself comes in pieces: requests are served in between
       normalise(x, weight.mlpNorm, normal);
       multiply(normal, weight.gate, gate, width);
       multiply(normal, weight.up, up, width);
@@ -140,6 +143,7 @@ export function createToyModel(device, { seed = 1, shape = SHAPE, schedule = {} 
       addTo(x, change);
     }
 
+    await setImmediate();
     normalise(x, weights.norm, normal);
     return wanted.map((row) => {
       const logits = new Float32Array(VOCABULARY);
@@ -155,6 +159,7 @@ export function createToyModel(device, { seed = 1, shape = SHAPE, schedule = {} 
     cacheShape: { layers: shape.layers, numKvHeads, headDim },
     /** @param {string} text */
     encode: (text) => [END, ...encodeBytes(text)],
+    decoder: byteDecoder,
     forward,
     weights,
     shape,

@@ -1,23 +1,37 @@
 // @ts-check
-// Between text and tokens. The tokens are bytes, so half a character may be all there is yet; and a stop string may be
-// half written: both are held back until it is known what they become.
+// Between text and tokens. The toy's tokens are bytes, so half a character may be all there is yet; and a stop string may
+// be half written: both are held back until it is known what they become.
 
 /** @param {string} text @returns {number[]} */
 export const encodeBytes = (text) => [...new TextEncoder().encode(text)];
 
 /**
+ * Turns tokens into text, one by one.
+ *
+ * @typedef {object} Decoder
+ * @property {(token: number) => string} push What is certain by now.
+ * @property {() => string} end What is left when there are no more tokens.
+ */
+
+/** @returns {Decoder} */
+export function byteDecoder() {
+  const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+  return { push: (token) => decoder.decode(Uint8Array.of(token), { stream: true }), end: () => decoder.decode() };
+}
+
+/**
  * Text of one request as it grows. Stop strings end it and are not part of it.
  */
 export class TextStream {
-  #decoder = new TextDecoder('utf-8', { ignoreBOM: true });
-  #held = '';
-  /** @type {readonly string[]} */
+  #decoder;
   #stops;
+  #held = '';
   /** A stop string was found: nothing comes after it. */
   stopped = false;
 
-  /** @param {readonly string[]} stops */
-  constructor(stops = []) {
+  /** @param {Decoder} decoder @param {readonly string[]} [stops] */
+  constructor(decoder, stops = []) {
+    this.#decoder = decoder;
     this.#stops = stops;
   }
 
@@ -27,12 +41,12 @@ export class TextStream {
    * @param {number} token
    */
   push(token) {
-    return this.#take(this.#decoder.decode(Uint8Array.of(token), { stream: true }));
+    return this.#take(this.#decoder.push(token));
   }
 
   /** What is still held when there are no more tokens. */
   end() {
-    const text = this.#take(this.#decoder.decode()) + this.#held;
+    const text = this.#take(this.#decoder.end()) + this.#held;
     this.#held = '';
     return text;
   }

@@ -89,8 +89,8 @@ class CpuBackend final : public Backend {
         });
   }
 
-  // Zeros from the operating system, which backs them with memory where they are first written.
-  std::shared_ptr<void> allocate(size_t bytes) override {
+  // The operating system backs it with memory where it is first written.
+  std::shared_ptr<void> allocate_kv_cache(size_t bytes) override {
     void* block = bytes <= SIZE_MAX - kAlignment ? std::calloc(bytes + kAlignment, 1) : nullptr;
     if (!block)
       throw Error(ErrorCode::kOutOfMemory, "Not enough memory for a KV cache of " + std::to_string(bytes) + " bytes");

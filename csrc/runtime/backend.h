@@ -22,9 +22,9 @@ namespace lean {
 struct DecodeCall {
   std::shared_ptr<const Plan> plan;
   std::vector<int32_t> page_table;               // empty: contiguous
+  std::vector<std::shared_ptr<void>> owners;     // of memory that it uses and no JavaScript object holds
   DecodeParams params;                           // its context_lengths and page_table point into this call
   std::shared_ptr<std::atomic<bool>> cancelled;  // true: nobody waits for the result any more; may be null
-  std::shared_ptr<void> kv_memory;               // keeps a KV cache's memory alive; null: K and V are the caller's
 };
 
 // Rows to write into a KV cache, complete and checked. It owns the small arrays; the rows stay the caller's.
@@ -52,9 +52,9 @@ class Backend {
   virtual void decode(const DecodeCall& call) = 0;                             // blocks until done
   virtual void submit(std::shared_ptr<const DecodeCall> call, Done done) = 0;  // returns at once
 
-  // What a KV cache needs: memory in which decode reads K and V, 64-byte aligned and zero, and the calls that fill it.
-  // They block until done, and nobody else writes there meanwhile.
-  virtual std::shared_ptr<void> allocate(size_t) { no_kv_cache(); }
+  // What a KV cache needs: memory in which decode reads K and V, 64-byte aligned and of undefined content, and the
+  // calls that fill it. They block until done, and nobody else writes there meanwhile.
+  virtual std::shared_ptr<void> allocate_kv_cache(size_t) { no_kv_cache(); }
   virtual void append(const AppendCall&) { no_kv_cache(); }
   virtual void copy_pages(const PageCopyParams&) { no_kv_cache(); }
 

@@ -28,8 +28,8 @@ int64_t checked_block_bytes(const KvCacheShape& shape) {
 KvCache::KvCache(Backend& backend, const KvCacheShape& shape)
     : shape_(shape),
       block_bytes_(checked_block_bytes(shape)),
-      pages_(shape.num_pages, shape.page_tokens),
-      memory_(backend.allocate(static_cast<size_t>(bytes()))) {}
+      memory_(backend.allocate_kv_cache(static_cast<size_t>(bytes()))),
+      pages_(shape.num_pages, shape.page_tokens) {}
 
 int64_t KvCache::append(Backend& backend, std::span<const SequenceId> ids, std::span<const int32_t> counts) {
   const Appended appended = pages_.append(ids, counts);
@@ -139,7 +139,7 @@ void KvCache::read(const KvBatch& batch, int32_t layer, DecodeCall& call) const 
   params.head_dim = shape_.head_dim;
   params.num_pages = shape_.num_pages;
   params.page_tokens = shape_.page_tokens;
-  call.kv_memory = memory_;
+  call.owners.push_back(memory_);
 }
 
 }  // namespace lean

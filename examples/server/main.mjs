@@ -41,6 +41,15 @@ const server = createHttpServer({
   isStopping: () => stopping,
 });
 
+/** Requests that have no whole answer yet. */
+let answering = 0;
+server.on('request', (_, response) => {
+  answering += 1;
+  response.on('close', () => {
+    answering -= 1;
+  });
+});
+
 server.on('error', (error) => {
   console.error(error.message); // the port is taken, or not ours to take
   process.exit(1);
@@ -63,7 +72,8 @@ async function stop() {
     setTimeout(() => server.closeAllConnections(), 1000).unref(); // for clients that do not read their answers
   }, config.drainSeconds * 1000);
   await batcher.close();
-  const sweep = setInterval(() => server.closeIdleConnections(), 20);
+  // Connections on which nobody waits are cut: kept alive, or opened in advance.
+  const sweep = setInterval(() => answering === 0 && server.closeAllConnections(), 20);
   await closed;
   clearInterval(sweep);
   clearTimeout(deadline);

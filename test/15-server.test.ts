@@ -1,5 +1,5 @@
 // The example's server, end to end: a process of its own, spoken to over HTTP as clients do.
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { connect } from 'node:net';
 import path from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
@@ -257,17 +257,20 @@ describe('configuration', () => {
     expect(await server.stop()).toBe(0);
   });
 
-  test('a port that is taken', async () => {
+  const failToStart = (...flags: string[]) => {
+    const { status, stderr } = spawnSync(process.execPath, [path.join(examples, 'main.mjs'), ...flags]);
+    return { status, error: String(stderr) };
+  };
+
+  test('what keeps it from starting is one sentence', async () => {
     const server = await startServer();
-    const { port } = new URL(server.url);
-    const child = spawn(process.execPath, [path.join(examples, 'main.mjs'), '--port', port]);
-    let errors = '';
-    child.stderr.on('data', (data) => {
-      errors += data;
-    });
-    expect(await new Promise((resolve) => child.on('exit', resolve))).toBe(1);
-    expect(errors).toMatch(/^listen EADDRINUSE[^\n]*\n$/);
-    await server.stop();
+    const taken = failToStart('--port', new URL(server.url).port);
+    expect(taken).toEqual({ status: 1, error: expect.stringMatching(/^listen EADDRINUSE[^\n]*\n$/) });
+    expect(await server.stop()).toBe(0);
+    const wrong = { status: 2, error: "Expected --max-batch to be an integer from 1 to 2147483647, got 'no'\n" };
+    expect(failToStart('--max-batch', 'no')).toEqual(wrong);
+    const huge = failToStart('--cache-tokens', '2000000000', '--page-tokens', '1000');
+    expect(huge).toEqual({ status: 2, error: expect.stringMatching(/^[A-Z][^\n]*\n$/) });
   });
 });
 

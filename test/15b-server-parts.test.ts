@@ -293,8 +293,7 @@ describe('the batcher', () => {
     await Promise.all(requests.map(({ outcome }) => outcome));
     expect(requests.map(({ tokens }) => tokens)).toEqual([range(3, 20), range(23, 20), range(43, 20)]);
     expect(ended).toEqual([0, 1, 2]);
-    expect(preempted).toBeGreaterThan(0);
-    expect(preempted).toBeLessThan(5); // and not at every step anew
+    expect(preempted).toBe(2); // once each: whoever comes back finds room to grow
   });
 
   test('what can never fit is refused', () => {

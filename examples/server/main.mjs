@@ -10,24 +10,35 @@ import { createHttpServer } from './http.mjs';
 import { createMetrics } from './metrics.mjs';
 import { createToyModel } from './model.mjs';
 
-/** @returns {import('./config.mjs').Config} */
-function configure() {
+/**
+ * What keeps the server from starting is one sentence, not a stack trace.
+ *
+ * @template T
+ * @param {() => T} make
+ */
+function orExit(make) {
   try {
-    const config = readConfig(process.argv.slice(2), process.env);
-    if (typeof config !== 'string') return config;
-    console.log(config);
-    process.exit(0);
+    return make();
   } catch (error) {
     console.error(error instanceof Error ? error.message : error);
     process.exit(2);
   }
 }
 
-const config = configure();
-const device = openDevice(config.device, config.threads === 0 ? {} : { threads: config.threads });
-const model = createToyModel(device, { seed: config.modelSeed, schedule: { strategy: config.strategy } }); // a real model goes here
-const { dtype, pageTokens, cacheTokens: tokens } = config;
-const cache = device.createKvCache({ ...model.cacheShape, dtype, pageTokens, tokens });
+const config = orExit(() => readConfig(process.argv.slice(2), process.env));
+if (typeof config === 'string') {
+  console.log(config); // --help
+  process.exit(0);
+}
+
+const { drainSeconds } = config;
+
+const { device, model, cache } = orExit(() => {
+  const { dtype, pageTokens, cacheTokens: tokens, threads, strategy } = config;
+  const device = openDevice(config.device, threads === 0 ? {} : { threads });
+  const model = createToyModel(device, { seed: config.modelSeed, schedule: { strategy } }); // a real model goes here
+  return { device, model, cache: device.createKvCache({ ...model.cacheShape, dtype, pageTokens, tokens }) };
+});
 
 const metrics = createMetrics(() => ({ running: batcher.running, waiting: batcher.waiting, ...cache.stats() }));
 const batcher = new Batcher(model, cache, config, metrics.events);
@@ -70,7 +81,7 @@ async function stop() {
   const deadline = setTimeout(() => {
     batcher.abort(new ApiError(503, 'shutting_down', 'The server is shutting down'));
     setTimeout(() => server.closeAllConnections(), 1000).unref(); // for clients that do not read their answers
-  }, config.drainSeconds * 1000);
+  }, drainSeconds * 1000);
   await batcher.close();
   // Connections on which nobody waits are cut: kept alive, or opened in advance.
   const sweep = setInterval(() => answering === 0 && server.closeAllConnections(), 20);

@@ -5,7 +5,13 @@ import { library } from './library';
 import { emptyData, store } from './numbers';
 import { random } from './random';
 
-const pool = Float64Array.from({ length: 1 << 14 }, ((rng) => () => rng.normal())(random(17)));
+const pool = Float64Array.from(
+  { length: 1 << 14 },
+  (
+    (rng) => () =>
+      rng.normal()
+  )(random(17)),
+);
 
 /** Rows of heads x headDim normal numbers, one for each token: the same token always has the same row. */
 export function rowsOf(tokens: readonly number[], heads: number, headDim: number, dtype: DType, salt = 0): Tensor {

@@ -53,6 +53,8 @@ export interface NativeBatch {
 export interface NativeCacheCall extends NativeQueries, NativeBatch {
   cache: NativeKvCache;
   layer: number;
+  /** The sequences, which must not be collected, and their pages given away, while the call runs. */
+  holds: object;
 }
 
 export type NativeCall = NativeTensorCall | NativeCacheCall;

@@ -202,7 +202,10 @@ describe('decode over a cache', () => {
     const found = device.decodeSync({ q, cache, layer: 0, sequences: [sequence] });
     step.write({ layer: 0, k, v });
     expectSameBits(found, device.decodeSync({ q, cache, layer: 0, sequences: [sequence] }));
-    const reference = { k: asTensor([range(0, 5)], HEADS, DIM, 'bf16'), v: asTensor([range(0, 5)], HEADS, DIM, 'f16', 1) };
+    const reference = {
+      k: asTensor([range(0, 5)], HEADS, DIM, 'bf16'),
+      v: asTensor([range(0, 5)], HEADS, DIM, 'f16', 1),
+    };
     expect(found.lse).toEqual(device.decodeSync({ q, ...reference, v: reference.k }).lse);
   });
 });
@@ -222,7 +225,11 @@ describe('copy on write', () => {
     // Both that still share it, in one batch: one copy.
     grow(cache, [right, parent], [[600], [700]]);
     expect(cache.stats()).toMatchObject({ usedPages: 5, sharedPages: 2 });
-    const then = [[...prefix, 700], [...prefix, 500, 501], [...prefix, 600]];
+    const then = [
+      [...prefix, 700],
+      [...prefix, 500, 501],
+      [...prefix, 600],
+    ];
     expectHolds(cache, all, then);
     parent.free();
     left.free();
@@ -239,10 +246,14 @@ describe('copy on write', () => {
     child.truncate(PAGE + 2);
     grow(cache, [child], [range(40, 50)]);
     grow(cache, [parent], [[99]]);
-    expectHolds(cache, [parent, child], [
-      [...tokens, 99],
-      [...range(0, PAGE + 2), ...range(40, 50)],
-    ]);
+    expectHolds(
+      cache,
+      [parent, child],
+      [
+        [...tokens, 99],
+        [...range(0, PAGE + 2), ...range(40, 50)],
+      ],
+    );
   });
 });
 
@@ -382,6 +393,34 @@ describe('life and death', () => {
     expect(cache.stats()).toMatchObject({ sequences: 1, usedPages: 2, sharedPages: 0 });
     cache.verify();
     expectHolds(cache, [kept], [range(0, 10)]);
+  });
+
+  test('sequences dropped while a decode reads them keep their pages until it has settled', async () => {
+    const cache = device.createKvCache({ layers: 1, numKvHeads: 1, headDim: 64, tokens: 20_000, dtype: 'f32' });
+    const ones = (shape: number[]) => tensor(new Float32Array(shape.reduce((a, b) => a * b)).fill(1), shape);
+    let settled = 0;
+    const calls = (() => {
+      const sequence = cache.createSequence();
+      const rows = ones([20_000, 1, 64]);
+      cache.append([sequence], [20_000]).write({ layer: 0, k: rows, v: rows });
+      const q = ones([1, 64, 64]);
+      return range(0, 20).map(async () => {
+        const { out } = await device.decode({ q, cache, layer: 0, sequences: [sequence] });
+        ++settled;
+        expect(out.data.every((value) => Math.abs(value - 1) < 1e-4)).toBe(true);
+      });
+    })();
+    for (let i = 0; settled < 19; ++i) {
+      if (i % 4 === 0) collectGarbage();
+      await new Promise(setImmediate);
+      if (settled < 19) expect(cache.stats().sequences).toBe(1);
+    }
+    await Promise.all(calls);
+    for (let i = 0; i < 50 && cache.stats().sequences > 0; ++i) {
+      collectGarbage();
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    expect(cache.stats().sequences).toBe(0);
   });
 
   test('caches come and go without a trace', async () => {

@@ -100,8 +100,8 @@ TEST(kv_cache_stores_every_pair_of_types_as_the_converters_round) {
     for (const DType from : kTypes)
       for (const DType to : kTypes) {
         Random random(7);
-        const int32_t heads = 3, head_dim = 40, rows = 90;
-        KvCache cache(*backend, {2, 40, 4, heads, head_dim, to});
+        const int32_t heads = 3, head_dim = 40, rows = 400;  // several tasks of the pool
+        KvCache cache(*backend, {2, 105, 4, heads, head_dim, to});
         const std::vector<SequenceId> ids = {cache.pages().create(), cache.pages().create()};
         const std::vector<int32_t> counts = {7, rows - 7};
         const KvBatch batch{ids, counts, cache.append(*backend, ids, counts)};

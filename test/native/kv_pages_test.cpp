@@ -7,6 +7,24 @@
 #include "../../csrc/runtime/error.h"
 #include "harness.h"
 
+namespace lean {
+
+// Breaks the bookkeeping in every way that verify() must see.
+struct KvPagesTamper {
+  KvPages& pages;
+
+  void lose_page() { pages.free_pages_.pop_back(); }
+  void free_page(int32_t page) { pages.free_pages_.push_back(page); }
+  void count_owner(int32_t page, int32_t more) { pages.owners_[static_cast<size_t>(page)] += more; }
+  void own(size_t slot, int32_t page) { pages.sequences_[slot].pages.back() = page; }
+  void disown(size_t slot) { pages.sequences_[slot].pages.pop_back(); }
+  void kill(size_t slot) { pages.sequences_[slot].live = false; }
+  void count_token() { ++pages.tokens_; }
+  void count_shared() { ++pages.shared_pages_; }
+};
+
+}  // namespace lean
+
 namespace lean::test {
 
 namespace {
@@ -223,6 +241,32 @@ TEST(kv_pages_ids_outlive_their_sequence_without_naming_another) {
                 "Expected a sequence that is live, got one that has been freed");
   }
   pages.verify();
+}
+
+TEST(kv_pages_verify_sees_what_is_broken) {
+  const auto expect = [](const std::string& message, auto body) {
+    KvPages pages(6, 2);
+    const SequenceId a = pages.create(), b = pages.create();
+    pages.append(std::vector{a, b}, std::vector{4, 1});
+    pages.verify();
+    body(KvPagesTamper{pages});
+    CHECK_EQUAL(refusal(ErrorCode::kInternal, [&] { pages.verify(); }),
+                "The cache's bookkeeping is broken: " + message);
+  };
+  expect("1 page lost", [](KvPagesTamper tamper) { tamper.lose_page(); });
+  expect("page 0 is free and owned", [](KvPagesTamper tamper) { tamper.free_page(0); });
+  expect("page 5 is free and owned", [](KvPagesTamper tamper) { tamper.free_page(5); });  // twice, that is
+  expect("page 9 is free and owned", [](KvPagesTamper tamper) { tamper.free_page(9); });
+  expect("page 1 has 1 owner and counts 2", [](KvPagesTamper tamper) { tamper.count_owner(1, 1); });
+  expect("page 4 has 0 owners and counts -1", [](KvPagesTamper tamper) { tamper.count_owner(4, -1); });
+  expect("sequence 0 owns page 0 twice", [](KvPagesTamper tamper) { tamper.own(0, 0); });
+  expect("page 6 of sequence 1 is not there", [](KvPagesTamper tamper) { tamper.own(1, 6); });
+  expect("page -1 of sequence 1 is not there", [](KvPagesTamper tamper) { tamper.own(1, -1); });
+  expect("page 1 has 2 owners and counts 1", [](KvPagesTamper tamper) { tamper.own(1, 1); });
+  expect("sequence 0 of 4 tokens owns 1 page", [](KvPagesTamper tamper) { tamper.disown(0); });
+  expect("sequence 1 is free and holds tokens", [](KvPagesTamper tamper) { tamper.kill(1); });
+  expect("the sums are off", [](KvPagesTamper tamper) { tamper.count_token(); });
+  expect("the sums are off", [](KvPagesTamper tamper) { tamper.count_shared(); });
 }
 
 TEST(kv_pages_know_which_steps_are_stale) {

@@ -31,7 +31,8 @@ async function startServer() {
   const child = spawn(process.execPath, [main, '--port', '0', ...process.argv.slice(split + 1)], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
-  process.on('exit', () => child.kill('SIGKILL'));
+  process.on('exit', () => child.kill('SIGKILL')); // however this ends, it takes the server along
+  for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
   const exited = new Promise((resolve) => child.on('exit', resolve));
   for await (const line of createInterface(child.stdout)) {
     const url = /Listening on (\S+)/.exec(line)?.[1];

@@ -5,14 +5,41 @@ import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
-export const examples = path.join(fileURLToPath(new URL('../..', import.meta.url)), 'examples/server');
+const examples = path.join(fileURLToPath(new URL('../..', import.meta.url)), 'examples/server');
 
 const children = new Set<ChildProcess>();
 process.on('exit', () => killServers());
 
-/** Ends servers that a failed test left behind. */
+/** Ends what a failed test left behind: twice asked, a server goes at once, and the load script takes its own along. */
 export function killServers(): void {
-  for (const child of children) child.kill('SIGKILL');
+  for (const child of children) {
+    child.kill('SIGTERM');
+    child.kill('SIGINT');
+  }
+}
+
+function start(script: string, flags: readonly string[], env: NodeJS.ProcessEnv = {}) {
+  const child = spawn(process.execPath, [path.join(examples, script), ...flags], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, ...env },
+  });
+  children.add(child);
+  child.on('exit', () => children.delete(child));
+  return child;
+}
+
+/** Runs a script of the example to its end. */
+export async function runExample(script: string, flags: readonly string[]) {
+  const child = start(script, flags);
+  const ended = { code: null as number | null, output: '', errors: '' };
+  child.stdout.on('data', (data) => {
+    ended.output += data;
+  });
+  child.stderr.on('data', (data) => {
+    ended.errors += data;
+  });
+  ended.code = await new Promise((resolve) => child.on('close', resolve));
+  return ended;
 }
 
 export interface Completion {
@@ -147,12 +174,7 @@ export function parseMetrics(page: string): Map<string, number> {
 
 /** Starts a server on a free port. */
 export async function startServer(flags: readonly string[] = [], env: NodeJS.ProcessEnv = {}): Promise<Server> {
-  const child = spawn(process.execPath, [path.join(examples, 'main.mjs'), '--port', '0', ...flags], {
-    stdio: ['ignore', 'pipe', 'pipe'],
-    env: { ...process.env, ...env },
-  });
-  children.add(child);
-  child.on('exit', () => children.delete(child));
+  const child = start('main.mjs', ['--port', '0', ...flags], env);
   for await (const line of createInterface(child.stdout)) {
     const url = /^Listening on (\S+)$/.exec(line)?.[1];
     if (url !== undefined) return new Server(url, child);

@@ -244,6 +244,22 @@ describe('when it fails', () => {
   });
 });
 
+test('it says that it holds no KV cache yet', async () => {
+  const shape = { layers: 1, numKvHeads: 1, headDim: 64, tokens: 64 };
+  expect(await failure(() => device.createKvCache(shape))).toMatchObject({
+    name: 'LeanAttentionError',
+    code: 'UNSUPPORTED',
+    message: "The device cuda:0 cannot hold a KV cache yet: open 'cpu', or pass `k`, `v` and `pageTable`",
+  });
+  using host = library.openDevice('cpu', { threads: 1 });
+  const cache = host.createKvCache(shape);
+  const q = library.tensor(new Float32Array(64), [1, 1, 64]);
+  expect(await failure(() => device.decode({ q, cache, layer: 0, sequences: [cache.createSequence()] }))).toMatchObject(
+    { name: 'RangeError', message: expect.stringContaining('of the device that decodes') },
+  );
+  cache.dispose();
+});
+
 test('worker threads use it at once', () => {
   const script = `
     const { Worker, isMainThread } = require('node:worker_threads');

@@ -93,19 +93,24 @@ TEST(kv_cache_stores_every_pair_of_types_as_the_converters_round) {
         const std::vector<int32_t> counts = {7, rows - 7};
         const KvBatch batch{ids, counts, cache.append(*backend, ids, counts)};
         const Rows k(random, rows, heads, head_dim, from, 8), v(random, rows, heads, head_dim, from);
-        AppendSizes sizes;
-        AppendCall call = rows_to_append(k, v, sizes);
-        cache.write(*backend, batch, 1, call, sizes);
-        const Layer layer(cache, ids, 1);
+        // Layer 0 the other way round, so that a row in the wrong layer or block shows.
+        for (const int32_t layer : {0, 1}) {
+          AppendSizes sizes;
+          AppendCall call = layer == 0 ? rows_to_append(v, k, sizes) : rows_to_append(k, v, sizes);
+          cache.write(*backend, batch, layer, call, sizes);
+        }
+        const Layer first(cache, ids, 0), second(cache, ids, 1);
         for (int32_t row = 0; row < rows; ++row)
           for (int32_t head = 0; head < heads; ++head)
             for (int32_t dim = 0; dim < head_dim; ++dim) {
               const int32_t sequence = row < 7 ? 0 : 1, token = row < 7 ? row : row - 7;
-              CHECK(same(layer.k(sequence, token, head, dim), rounded(k.at(row, head, dim), to)));
-              CHECK(same(layer.v(sequence, token, head, dim), rounded(v.at(row, head, dim), to)));
+              const float expected_k = rounded(k.at(row, head, dim), to),
+                          expected_v = rounded(v.at(row, head, dim), to);
+              CHECK(same(second.k(sequence, token, head, dim), expected_k));
+              CHECK(same(second.v(sequence, token, head, dim), expected_v));
+              CHECK(same(first.k(sequence, token, head, dim), expected_v));
+              CHECK(same(first.v(sequence, token, head, dim), expected_k));
             }
-        const Layer other(cache, ids, 0);  // not written: as it was, which is zero on a CPU
-        for (int32_t token = 0; token < 7; ++token) CHECK_EQUAL(other.k(0, token, 0, 0), 0.0f);
       }
   }
 }

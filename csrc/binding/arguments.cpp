@@ -82,6 +82,14 @@ DType dtype(const Napi::Value& value) {
   return static_cast<DType>(type);
 }
 
+void expect_apart(const NamedMemory& target, std::initializer_list<NamedMemory> others) {
+  const std::span<std::byte> mine = target.memory;
+  for (const auto& [other, memory] : others)
+    if (mine.data() < memory.data() + memory.size() && memory.data() < mine.data() + mine.size())
+      refuse("Expected `" + std::string(target.name) + "` to have memory of its own, got memory that `" + other +
+             "` uses too");
+}
+
 PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths) {
   PlanRequest request;
   const int64_t strategy = integer(object, "strategy");
@@ -162,15 +170,6 @@ size_t table_entries(const DecodeParams& params) {
   return static_cast<size_t>(params.batch) * static_cast<size_t>(params.max_pages);
 }
 
-// Outputs must not lie over inputs or each other: workers write while others still read.
-void expect_apart(const char* name, std::span<std::byte> target,
-                  std::initializer_list<std::pair<const char*, std::span<std::byte>>> others) {
-  for (const auto& [other, memory] : others)
-    if (target.data() < memory.data() + memory.size() && memory.data() < target.data() + target.size())
-      refuse("Expected `" + std::string(name) + "` to have memory of its own, got memory that `" + other +
-             "` uses too");
-}
-
 // K and V as the caller's tensors, and the sizes of their memory.
 void use_tensors(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes,
                  std::vector<Napi::Object>& pinned) {
@@ -246,16 +245,20 @@ StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
   read_query_shape(object, params);
   read_kv_shape(object, params);
   const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
-  expect_apart("out", out, {{"q", q}, {"k", k}, {"v", v}, {"lse", lse}});
-  expect_apart("lse", lse, {{"q", q}, {"k", k}, {"v", v}});
-  check_params_on_device(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
   const auto lengths = view("contextLengths");
+  const bool is_paged = object.Get("pageTable").IsObject();
+  const auto table = is_paged ? view("pageTable") : std::span<std::byte>();
+  const std::initializer_list<NamedMemory> inputs = {
+      {"q", q}, {"k", k}, {"v", v}, {"contextLengths", lengths}, {"pageTable", table}};
+  expect_apart({"out", out}, inputs);
+  expect_apart({"lse", lse}, inputs);
+  expect_apart({"out", out}, {{"lse", lse}});
+  check_params_on_device(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
   expect_entries("contextLengths", static_cast<size_t>(params.batch), lengths.size() / sizeof(int32_t));
-  params.context_lengths = reinterpret_cast<const int32_t*>(lengths.data());
-  if (object.Get("pageTable").IsObject()) {
-    const auto table = view("pageTable");
+  params.context_lengths = static_cast<const int32_t*>(address(lengths, DType::kF32, "contextLengths"));
+  if (is_paged) {
     expect_entries("pageTable", table_entries(params), table.size() / sizeof(int32_t));
-    params.page_table = reinterpret_cast<const int32_t*>(table.data());
+    params.page_table = static_cast<const int32_t*>(address(table, DType::kF32, "pageTable"));
   }
   params.q = address(q, params.q_type, "q");
   params.k = address(k, params.kv_type, "k");

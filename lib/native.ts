@@ -198,6 +198,7 @@ export interface NativeStream {
   decode(call: NativeStreamCall): void;
   upload(target: NativeView, source: ArrayBufferView): void;
   copy(target: NativeView, source: NativeView): void;
+  read(source: NativeView): void;
   download(source: NativeView, target: ArrayBufferView): Promise<void>;
   finish(): Promise<void>;
   record(): NativeEvent;
@@ -218,7 +219,7 @@ export interface Native {
   cudaStatus(): {
     built: boolean;
     reason: string;
-    devices: { index: number; name: string; computeCapability: string; memoryBytes: number }[];
+    devices: { index: number; name: string; computeCapability: string; memoryBytes: number; l2Bytes: number }[];
   };
   convert(source: ArrayBufferView, sourceType: number, target: ArrayBufferView, targetType: number): void;
   mergeStates(

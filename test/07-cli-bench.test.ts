@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
 import {
   benchChart,
+  describeTrial,
   failedRows,
   formatCsv,
   inProcess,
@@ -102,7 +103,14 @@ describe('bench', () => {
     const [trial] = listTrials('quick', ['f16'], { contexts: [64] });
     const row = { strategy: 'lean', relativeError: 4e-4, fractionOfRoofline: 1, medianUs: 1, kvBytes: 1 } as never;
     const withError = (relativeError: number) => [
-      { trial, rows: [{ ...(row as object), relativeError } as never], reads: [1], outputTiles: 8, checkedTiles: 8 },
+      {
+        trial,
+        rows: [{ ...(row as object), relativeError } as never],
+        plans: [],
+        reads: [1],
+        outputTiles: 8,
+        checkedTiles: 8,
+      },
     ];
     expect(failedRows(withError(5e-4))).toEqual([]);
     expect(failedRows(withError(6e-4)).map(({ sentence }) => sentence)).toEqual([
@@ -146,6 +154,20 @@ describe('bench', () => {
     expect(listTrials('llama3-8b', ['f16'], { ragged: [5, 6] })).toMatchObject([
       { contextLengths: [5, 6], paged: true },
     ]);
+    const ragged = listTrials('ragged', ['f16'], {});
+    expect(ragged).toHaveLength(18);
+    expect(ragged.map(describeTrial)).toEqual(
+      expect.arrayContaining([
+        'MQA 8/1 d128 f16 64 x 512',
+        'GQA 32/8 d128 f16 64k, 31 x 4k',
+        'MQA 8/1 d128 f16 16k, 15 x 64',
+      ]),
+    );
+    expect(ragged.filter(({ paged }) => !paged)).toHaveLength(4);
+    const paper = listTrials('paper', ['f16'], {});
+    expect(new Set(paper.map(({ headDim }) => headDim))).toEqual(new Set([64, 128]));
+    expect(Math.max(...paper.flatMap(({ contextLengths }) => contextLengths))).toBe(512 * 1024);
+    expect(Math.max(...paper.map(({ contextLengths }) => contextLengths.length))).toBe(16);
     for (const name of Object.keys(PRESETS)) expect(listTrials(name, ['f16'], {}).length).toBeGreaterThan(2);
   });
 
@@ -156,14 +178,11 @@ describe('bench', () => {
     expect(median([])).toBeNaN();
     expect(formatCsv({ rows: [] } as never)).toBe('');
     expectWellFormed(
-      benchChart(
-        {
-          environment: { cpu: 'A & B <"\'>', threads: 2, instructionSet: 'avx2' },
-          roofline: { readGBps: 1 },
-          rows: [],
-        } as never,
-        [],
-      ),
+      benchChart({
+        environment: { cpu: 'A & B <"\'>', threads: 2, instructionSet: 'avx2' },
+        roofline: { readGBps: 1 },
+        rows: [],
+      } as never),
     );
   });
 });

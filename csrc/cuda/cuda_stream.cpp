@@ -64,9 +64,12 @@ struct Arrival {
 
 class CudaStream final : public Stream {
  public:
-  explicit CudaStream(int device)
-      : device_((api::use_device(device), device)), stream_(api::create_stream()), thread_(1) {
-    status_.reserve(sizeof(uint32_t));
+  CudaStream(int device, int num_processors)
+      : device_((api::use_device(device), device)),
+        num_processors_(num_processors),
+        stream_(api::create_stream()),
+        thread_(1) {
+    status_.reserve(2 * sizeof(uint32_t));  // and a word that reads are said to write to
     api::clear(status_.data(), status_.size(), stream_);
   }
 
@@ -109,6 +112,14 @@ class CudaStream final : public Stream {
     api::use_device(device_);
     api::copy_on_device(target.data, source.data, source.bytes, stream_);
     hold(target.owner);
+    hold(source.owner);
+  }
+
+  void read(const DeviceView& source) override {
+    if (reinterpret_cast<uintptr_t>(source.data) % 16)
+      throw Error(ErrorCode::kInvalidArgument, "Expected `source` to begin at a multiple of 16 bytes");
+    api::use_device(device_);
+    launch_read(source.data, source.bytes, static_cast<uint32_t*>(status_.data()) + 1, num_processors_, stream_);
     hold(source.owner);
   }
 
@@ -238,6 +249,7 @@ class CudaStream final : public Stream {
   }
 
   const int device_;
+  const int num_processors_;
   std::mutex mutex_;                                // guards arrivals_
   std::vector<std::shared_ptr<Arrival>> arrivals_;  // ready to be used again
   DeviceBuffer counters_{device_}, scratch_{device_}, status_{device_};
@@ -250,6 +262,8 @@ class CudaStream final : public Stream {
 
 }  // namespace
 
-std::shared_ptr<Stream> create_stream(int device) { return std::make_shared<CudaStream>(device); }
+std::shared_ptr<Stream> create_stream(int device, int num_processors) {
+  return std::make_shared<CudaStream>(device, num_processors);
+}
 
 }  // namespace lean::cuda

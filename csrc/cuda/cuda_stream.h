@@ -7,6 +7,6 @@
 
 namespace lean::cuda {
 
-std::shared_ptr<Stream> create_stream(int device);
+std::shared_ptr<Stream> create_stream(int device, int num_processors);
 
 }  // namespace lean::cuda

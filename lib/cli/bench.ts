@@ -2,7 +2,7 @@
 
 import { totalmem } from 'node:os';
 
-import { installation } from '../index';
+import { installation, type Strategy } from '../index';
 import {
   DTYPES,
   parseBatch,
@@ -11,12 +11,16 @@ import {
   parseHeadDim,
   parseHeads,
   parseInteger,
+  parseMemory,
   parseTokenList,
   STRATEGIES,
 } from './arguments';
 import { benchChart } from './bench/chart';
-import { DEFAULT_EFFORT, type Measurement, measureTrial } from './bench/measure';
-import { choosePoolSize, footprint, InputPool, PAGE_TOKENS } from './bench/pool';
+import { CpuEngine } from './bench/cpu-engine';
+import { CudaEngine } from './bench/cuda-engine';
+import type { Engine } from './bench/engine';
+import { type Measurement, measureTrial } from './bench/measure';
+import { PAGE_TOKENS } from './bench/pool';
 import { buildReport, failedRows, formatCsv, formatReport } from './bench/report';
 import { describeTrial, listTrials, type Overrides, PRESETS, type Trial } from './bench/trials';
 import { openNamedDevice } from './device';
@@ -25,7 +29,6 @@ import { checkWritable, writeText } from './files';
 import { formatJson } from './json';
 import { defineCommand } from './options';
 import { Progress } from './progress';
-import { formatBytes } from './units';
 
 export const benchCommand = defineCommand(
   {
@@ -42,6 +45,7 @@ export const benchCommand = defineCommand(
       ragged: { value: 'LIST', help: 'one batch of unequal contexts: 16k,4k,8x512' },
       dtype: { value: 'LIST', help: `${DTYPES.join(', ')}; default f16` },
       strategy: { value: 'LIST', help: `${STRATEGIES.join(', ')}; default all three` },
+      pool: { value: 'SIZE', help: 'memory that inputs rotate over, such as 4g; default: several times the caches' },
       json: { value: 'FILE', help: 'write everything measured as JSON' },
       csv: { value: 'FILE', help: 'write the rows as CSV' },
       svg: { value: 'FILE', help: 'draw the shares of the roofline' },
@@ -52,11 +56,14 @@ export const benchCommand = defineCommand(
       'Each strategy is checked against a float64 reference first; a wrong result is reported and ends with exit code 1. ' +
         'Strategies take turns sample by sample, inputs rotate over more memory than the caches hold, and beside every ' +
         'sample a plain read of as many bytes with the same threads is timed: the roofline.',
+      'On a GPU, inputs lie in its memory, decodes and reads are captured in CUDA graphs, and its own clock times them. ' +
+        'Shapes that do not fit are left out, and a sentence says so.',
     ],
     examples: [
       'lean-attention bench',
       'lean-attention bench --preset llama3-8b --dtype f16,bf16 --svg bench.svg',
       'lean-attention bench --heads 32/8 --context 1k,4k,16k,64k --json bench.json',
+      'lean-attention bench --device cuda --preset ragged --json bench.json',
       'lean-attention bench --ragged 32k,4k,2k,13x512 --strategy lean,flash-attention-2',
     ],
   },
@@ -67,38 +74,57 @@ export const benchCommand = defineCommand(
     const spec = parseDevice('--device', values.device ?? 'auto');
     for (const path of [values.json, values.csv, values.svg]) if (path !== undefined) checkWritable(path);
 
-    const size = choosePoolSize(trials);
-    const fitting = trials.filter((trial) => footprint(trial) <= size.limit);
-    for (const trial of trials) {
-      if (!fitting.includes(trial)) terminal.err(`${tooLarge(trial, size.limit)}\n`);
-    }
-    if (fitting.length === 0) throw new InputError('Expected at least one shape that fits into memory, got none.');
-
+    const poolBytes = values.pool === undefined ? undefined : parseMemory('--pool', values.pool);
     const device = openNamedDevice(spec);
+    const engine = ((): Engine => {
+      try {
+        return device.type === 'cpu'
+          ? new CpuEngine(device, trials, poolBytes)
+          : new CudaEngine(device, trials, { poolBytes });
+      } catch (error) {
+        device.dispose();
+        throw error;
+      }
+    })();
     try {
-      const pool = new InputPool(size.bytes);
-      const progress = new Progress(terminal);
-      const measurements: Measurement[] = fitting.map((trial, i) => {
-        const report = (done: number): void => progress.show((i + done) / fitting.length, describeTrial(trial));
-        report(0);
-        return measureTrial(device, pool, trial, strategies, DEFAULT_EFFORT, report);
+      const fitting = trials.filter((trial) => {
+        const reason = engine.whyNot(trial);
+        if (reason !== undefined) terminal.err(`Left out: ${describeTrial(trial)} ${reason}.\n`);
+        return reason === undefined;
       });
-      progress.clear();
+      if (fitting.length === 0) throw new InputError('Expected at least one shape that fits into memory, got none.');
+      const measurements = await measureAll(engine, fitting, strategies, new Progress(terminal));
       const { version, cpu, addon } = installation();
       const system = { version, cpu: cpu.model, memoryBytes: totalmem(), compiler: addon.compiler };
-      const report = buildReport(device, system, size, measurements);
-      terminal.out(formatReport(report, measurements));
+      const report = buildReport(engine, system, measurements);
+      terminal.out(formatReport(engine, report, measurements));
       if (values.json !== undefined) writeText(values.json, formatJson(report));
       if (values.csv !== undefined) writeText(values.csv, formatCsv(report));
-      if (values.svg !== undefined) writeText(values.svg, benchChart(report, measurements));
+      if (values.svg !== undefined) writeText(values.svg, benchChart(report));
       const failures = failedRows(measurements);
       for (const { sentence } of failures) terminal.err(`lean-attention: ${sentence}\n`);
       return failures.length === 0 ? ExitCode.ok : ExitCode.failure;
     } finally {
-      device.dispose();
+      engine.dispose();
     }
   },
 );
+
+async function measureAll(
+  engine: Engine,
+  trials: readonly Trial[],
+  strategies: readonly Strategy[],
+  progress: Progress,
+): Promise<Measurement[]> {
+  const measurements: Measurement[] = [];
+  for (const [i, trial] of trials.entries()) {
+    const report = (done: number): void => progress.show((i + done) / trials.length, describeTrial(trial));
+    report(0);
+    measurements.push(await measureTrial(engine, trial, strategies, report));
+  }
+  progress.clear();
+  return measurements;
+}
 
 function parseOverrides(
   values: Partial<Record<'batch' | 'heads' | 'head-dim' | 'context' | 'ragged', string>>,
@@ -123,8 +149,4 @@ function parseOverrides(
     ...(contexts && { contexts }),
     ...(raggedContexts && { ragged: raggedContexts }),
   };
-}
-
-function tooLarge(trial: Trial, limit: number): string {
-  return `Left out: ${describeTrial(trial)} takes ${formatBytes(footprint(trial))}, and ${formatBytes(limit)} can be used.`;
 }

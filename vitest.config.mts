@@ -8,8 +8,8 @@ export default defineConfig({
     pool: 'forks',
     maxWorkers: 2,
     execArgv: ['--expose-gc'],
-    // Node loads the built package, not Vite: one instance, CommonJS as it is.
-    server: { deps: { external: [/\/dist\//, /\.node$/] } },
+    // Node loads the built package and the examples, not Vite: one instance, CommonJS as it is.
+    server: { deps: { external: [/\/dist\//, /\/examples\//, /\.node$/] } },
     testTimeout: 60_000,
     hookTimeout: 60_000,
   },

@@ -63,6 +63,7 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
       q: memoryOf(q),
       cache: native,
       layer,
+      holds: options.sequences instanceof Step ? options.sequences : [...options.sequences],
       out: out.data,
       lse: lse.data as Float32Array,
       kvType: DTYPE_CODES[cache.dtype],

@@ -174,7 +174,9 @@ export class Device {
   /**
    * A paged cache for K and V of all layers, in one allocation: nothing grows in a step.
    *
-   * @throws LeanAttentionError OUT_OF_MEMORY, and UNSUPPORTED on a CUDA device.
+   * On a CUDA device it holds f16 or bf16, of head dims up to 256.
+   *
+   * @throws LeanAttentionError OUT_OF_MEMORY.
    */
   createKvCache(options: KvCacheOptions): KvCache {
     return new KvCache(options, this, this.#open);

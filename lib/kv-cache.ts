@@ -30,9 +30,9 @@ export interface KvCacheStats {
 /**
  * Made by `device.createKvCache`. Everything but decode runs on the calling thread and is done when it returns.
  *
- * A decode in flight keeps the memory alive, so nothing here can harm it; but its result is defined only if the tokens it
- * reads stay as they are until it has settled. Appending and writing new tokens leaves them so; truncating or freeing a
- * sequence does too, until its pages are given to another append that is written.
+ * A decode in flight keeps the memory alive, so nothing here can harm it; but its result is defined only if no token that it
+ * reads is overwritten before it has settled. Appending and writing new tokens overwrites none; it can once a sequence that
+ * held the token has been truncated or freed.
  */
 export class KvCache {
   readonly device: Device;

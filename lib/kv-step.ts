@@ -69,7 +69,8 @@ export class Step {
     if (q === null && options.qOut !== undefined) throw new RangeError('Expected `qOut` only with `q`, got it alone');
     const rotary = options.rotary === undefined ? null : prepareRotary(options.rotary, headDim);
     const qOut = q === null || options.qOut === undefined ? q : prepareTarget('qOut', options.qOut, q.shape, q.dtype);
-    if (q !== null && qOut !== null && qOut !== q) {
+    if (q !== null && qOut === q) expectRowsApart(q);
+    else if (q !== null && qOut !== null) {
       expectApart({ qOut }, isSameMemory(q, qOut) ? { k, v } : { k, v, q });
     }
     native.write({
@@ -119,6 +120,18 @@ function expectRows(name: string, value: Tensor, rows: number, heads: number | n
   if (t.strides[2] !== 1)
     throw new RangeError(`Expected \`${name}\` strides[2], headDim, to be 1, got ${t.strides[2]}`);
   return t;
+}
+
+/** That no two rows of what is rotated in place share memory. */
+function expectRowsApart({ shape, strides }: Tensor): void {
+  const axes = [0, 1].filter((axis) => shape[axis] > 1).sort((a, b) => strides[a] - strides[b]);
+  let extent = shape[2];
+  for (const axis of axes) {
+    if (strides[axis] < extent) {
+      throw new RangeError(`Expected rows of \`q\` that do not overlap, got strides [${strides.join(', ')}]`);
+    }
+    extent += (shape[axis] - 1) * strides[axis];
+  }
 }
 
 const isSameMemory = (a: Tensor, b: Tensor): boolean =>

@@ -94,6 +94,8 @@ export interface NativeCacheCall extends NativeQueries, NativeBatch {
   numKvHeads: number;
   cache: NativeKvCache;
   layer: number;
+  /** The sequences, which must not be collected, and their pages given away, while the call runs. */
+  holds: object;
 }
 
 export type NativeCall = NativeTensorCall | NativeCacheCall;

@@ -359,6 +359,37 @@ describe('worker_threads', () => {
       })();`);
   });
 
+  test('terminated while they decode over a cache, again and again', async () => {
+    await expectSuccess(`
+      const { Worker } = require('node:worker_threads');
+      const body = ${JSON.stringify(`
+        ${PRELUDE}
+        const { parentPort } = require('node:worker_threads');
+        const device = openDevice('cpu', { threads: 2 });
+        const rows = (count) => tensor(new Float32Array(count * 64).fill(1), [count, 1, 64]);
+        (async () => {
+          for (let round = 0; ; ++round) {
+            const cache = device.createKvCache({ layers: 1, numKvHeads: 1, headDim: 64, tokens: 40000 });
+            const sequences = [cache.createSequence(), cache.createSequence()];
+            cache.append(sequences, [20000, 300]).write({ layer: 0, k: rows(20300), v: rows(20300) });
+            const q = tensor(new Float32Array(2 * 8 * 64).fill(1), [2, 8, 64]);
+            const calls = Array.from({ length: 10 }, () => device.decode({ q, cache, layer: 0, sequences }));
+            if (round % 2 === 0) cache.dispose();
+            parentPort.postMessage(round);
+            for (const { out } of await Promise.all(calls)) if (Math.abs(out.data[0] - 1) > 1e-3) throw new Error('wrong result');
+          }
+        })();`)};
+      (async () => {
+        for (let round = 0; round < 12; ++round) {
+          const worker = new Worker(body, { eval: true });
+          await new Promise((resolve, reject) => worker.once('message', resolve).on('error', reject));
+          if (round % 3 === 0) await new Promise((resolve) => setTimeout(resolve, 5 * round));
+          await worker.terminate();
+        }
+        console.log('done');
+      })();`);
+  });
+
   test('terminated while the memory of its calls is shared with the main thread', async () => {
     await expectSuccess(`
       const { Worker } = require('node:worker_threads');

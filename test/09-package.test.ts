@@ -150,7 +150,8 @@ describe('with a prebuilt addon', () => {
     );
     expect(result).toEqual({
       status: 0,
-      stdout: 'Device LeanAttentionError Plan convert installation mergeStates openDevice tensor\n',
+      stdout:
+        'Device KvCache LeanAttentionError Plan Sequence Step convert installation mergeStates openDevice tensor\n',
       stderr: '',
     });
   });

@@ -1,5 +1,6 @@
 // Types as callers meet them; checked by `npm run test:types`, never run. Each @ts-expect-error fails when its line is right.
 import {
+  type CacheDecodeOptions,
   type convert,
   type DecodeOptions,
   type DecodeResult,
@@ -10,17 +11,26 @@ import {
   type Installation,
   type InstructionSet,
   type installation,
+  type KvCache,
+  type KvCacheOptions,
+  type KvCacheStats,
   type Layout,
   LeanAttentionError,
   mergeStates,
   openDevice,
   type Plan,
   type PlanTensors,
+  type RotaryOptions,
+  type RotaryPairing,
+  type RotaryScaling,
   type Segment,
+  type Sequence,
+  type Step,
   type Strategy,
   type Tensor,
   type TensorData,
   tensor,
+  type WriteOptions,
 } from 'lean-attention';
 
 /** The same type, not one that merely fits: `any` and unions that are too wide fail. */
@@ -80,6 +90,65 @@ exact<Same<typeof plan, Plan>>();
 exact<Same<ReturnType<typeof plan.segments>, Segment[]>>();
 exact<Same<Parameters<typeof plan.decode>[0], PlanTensors>>();
 exact<Same<ReturnType<typeof plan.decodeSync>, DecodeResult>>();
+
+const cache = device.createKvCache({ layers: 1, numKvHeads: 2, headDim: 64, tokens: 1024 });
+exact<Same<typeof cache, KvCache>>();
+exact<Same<typeof cache.dtype, DType>>();
+exact<Same<ReturnType<typeof cache.stats>, KvCacheStats>>();
+exact<Same<KvCacheOptions['dtype'], DType | undefined>>();
+exact<Same<RotaryPairing, 'half-split' | 'interleaved'>>();
+exact<Same<RotaryScaling['type'], 'linear' | 'ntk' | 'yarn' | 'llama3'>>();
+{
+  using sequence = cache.createSequence();
+  exact<Same<typeof sequence, Sequence>>();
+  exact<Same<ReturnType<typeof sequence.fork>, Sequence>>();
+  exact<Same<typeof sequence.length, number>>();
+  const step = cache.append([sequence] as const, [3] as const);
+  exact<Same<typeof step, Step>>();
+  exact<Same<typeof step.positions, Int32Array>>();
+  exact<Same<typeof step.sequences, readonly Sequence[]>>();
+  exact<Same<Parameters<typeof step.write>[0], WriteOptions>>();
+  const rotary: RotaryOptions = { pairing: 'interleaved', scaling: { type: 'yarn', factor: 2, originalContext: 4096 } };
+  exact<Same<ReturnType<typeof step.write>, void>>();
+  step.write({ layer: 0, k: q, v: q, q, qOut: q, rotary });
+  const over: CacheDecodeOptions = { q, cache, layer: 0, sequences: step };
+  exact<Same<ReturnType<typeof device.decodeSync>, DecodeResult>>();
+  device.decode(over);
+  device.decodeSync({
+    q,
+    cache,
+    layer: 0,
+    sequences: [sequence] as const,
+    strategy: 'fixed-split',
+    splits: 2,
+    scale: 1,
+  });
+
+  // @ts-expect-error: K and V are the cache's
+  device.decode({ ...over, k: q, v: q });
+  // @ts-expect-error: pages are the cache's
+  device.decode({ q, cache, layer: 0, sequences: step, pageTable: [[0]] });
+  // @ts-expect-error: a cache without sequences
+  device.decode({ q, cache, layer: 0 });
+  // @ts-expect-error: tensors and a layer
+  device.decode({ ...options, layer: 0 });
+  // @ts-expect-error: a step is no list of sequences
+  cache.append(step);
+  // @ts-expect-error: counts are numbers
+  cache.append([sequence], ['1']);
+  // @ts-expect-error: yarn needs the original context
+  step.write({ layer: 0, k: q, v: q, rotary: { scaling: { type: 'yarn', factor: 2 } } });
+  // @ts-expect-error: linear scaling has no betas
+  step.write({ layer: 0, k: q, v: q, rotary: { scaling: { type: 'linear', factor: 2, betaFast: 1 } } });
+  // @ts-expect-error: no such pairing
+  step.write({ layer: 0, k: q, v: q, rotary: { pairing: 'neox' } });
+  // @ts-expect-error: lengths do not change by assignment
+  sequence.length = 0;
+}
+// @ts-expect-error: the number of layers is needed
+device.createKvCache({ numKvHeads: 2, headDim: 64, tokens: 1 });
+// @ts-expect-error: a plan has tensors
+plan.decode({ q, cache, layer: 0, sequences: [] });
 
 const error = new LeanAttentionError('OUT_OF_MEMORY', 'too much');
 exact<Same<typeof error.code, ErrorCode>>();

@@ -179,13 +179,15 @@ void use_tensors(const Napi::Object& object, const Backend& backend, DecodeCall&
   params.v = address(v, params.kv_type, "v");
 }
 
-// K and V as the pages of a cache, which the call keeps alive.
-void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes) {
+// K and V as the pages of a cache, whose memory the call keeps alive; `pinned` keeps the pages its sequences'.
+void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes,
+               std::vector<Napi::Object>& pinned) {
   KvCache& cache = NativeKvCache::Unwrap(object.Get("cache").As<Napi::Object>())->cache();
   const KvBatch batch = kv_batch(object);
   call.plan = std::make_shared<const Plan>(plan_request(object, backend), cache.context_lengths(batch));
   cache.read(batch, int32(object, "layer"), call);
   sizes.k = sizes.v = static_cast<size_t>(cache.block_bytes());
+  pinned.push_back(object.Get("holds").As<Napi::Object>());
 }
 
 }  // namespace
@@ -197,7 +199,7 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
   read_query_shape(object, params);
   BufferSizes sizes{};
   if (object.Get("cache").IsObject())
-    use_cache(object, backend, *call, sizes);
+    use_cache(object, backend, *call, sizes, pinned);
   else
     use_tensors(object, backend, *call, sizes, pinned);
   expect_entries("contextLengths", static_cast<size_t>(params.batch), call->plan->context_lengths().size());

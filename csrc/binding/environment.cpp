@@ -54,8 +54,9 @@ Napi::Error Environment::to_js(std::exception_ptr error) {
     if (e.code() == ErrorCode::kInvalidArgument) return Napi::RangeError::New(env_, e.what());
     return make(code_name(e.code()), e.what());
   } catch (const std::bad_alloc&) {
-    return make("OUT_OF_MEMORY",
-                "Not enough memory for the workspace of this call: use fewer workers or smaller batches");
+    return make(
+        "OUT_OF_MEMORY",
+        "Not enough memory for the workspace of this call: use fewer workers, smaller batches or a smaller cache");
   } catch (const std::exception& e) {
     return make("INTERNAL", e.what());
   }

@@ -89,8 +89,10 @@ void append_rows(const AppendParams& params, const TileCode& tile, int32_t begin
   RowRotation rotation(params);
   const RowRotation* rotates = params.inverse_frequencies ? &rotation : nullptr;
   for (int32_t row = begin; row < end; ++row) {
-    if (rotates) rotation.move_to(params.positions[row]);
-    const int64_t at = slot_offset(params, row);
+    const RowPlace where = row_place(params, row);
+    if (where.slot < 0) continue;
+    if (rotates) rotation.move_to(where.position);
+    const int64_t at = slot_offset(params, where.slot);
     const auto place = [&](const void* from, const RowStrides& strides, DType type, void* pages) {
       return HeadCopy{offset(from, row * strides.row, type),
                       type,

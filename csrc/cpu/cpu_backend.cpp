@@ -104,11 +104,11 @@ class CpuBackend final : public Backend {
         });
   }
 
-  // Zeros from the operating system, which backs them with memory where they are first written.
+  // The operating system backs it with memory where it is first written.
   std::shared_ptr<void> allocate(size_t bytes) override {
     void* block = bytes <= SIZE_MAX - kAlignment ? std::calloc(bytes + kAlignment, 1) : nullptr;
     if (!block)
-      throw Error(ErrorCode::kOutOfMemory, "Not enough memory for a KV cache of " + std::to_string(bytes) + " bytes");
+      throw Error(ErrorCode::kOutOfMemory, "Not enough memory: asked for " + std::to_string(bytes) + " bytes");
     const auto address = reinterpret_cast<uintptr_t>(block);
     void* aligned = static_cast<char*>(block) + (kAlignment - address % kAlignment) % kAlignment;
     return {aligned, [block](void*) { std::free(block); }};

@@ -68,6 +68,6 @@ if(LEAN_ATTENTION_NATIVE_TESTS AND LEAN_ATTENTION_NVCC)
     COMMAND ${LEAN_ATTENTION_NVCC} -std=c++20 -arch=sm_80 -c ${CMAKE_SOURCE_DIR}/test/native/core_device_check.cu
             -o ${CMAKE_BINARY_DIR}/core_device_check.o
     DEPENDS test/native/core_device_check.cu csrc/core/schedule.h csrc/core/softmax_state.h csrc/core/numeric.h
-            csrc/core/decode_params.h)
+            csrc/core/decode_params.h csrc/core/append_params.h csrc/core/rotary.h)
   add_custom_target(core_device_check ALL DEPENDS ${CMAKE_BINARY_DIR}/core_device_check.o)
 endif()

@@ -18,6 +18,11 @@ const void* tile_map_kernel();  // TileMapKernel
 inline constexpr int kTileMapThreads = 512;
 inline constexpr int kTileMapSharedBytes = kTileMapThreads / 32 * 8;
 
+const void* append_kernel();     // AppendKernel
+const void* page_copy_kernel();  // PageCopyKernel
+inline constexpr int kAppendThreads = 128;
+inline constexpr int kAppendSharedBytes = 2048;
+
 const void* read_kernel();  // ReadKernel
 inline constexpr int kReadThreads = 512;
 inline constexpr int kReadCtasPerSm = 4;

@@ -215,6 +215,21 @@ void launch_read(const void* data, size_t bytes, void* sink, int num_processors,
               stream);
 }
 
+void launch_append(const AppendParams& params, api::Stream stream) {
+  if (params.rows == 0) return;
+  AppendParams copy = params;
+  api::launch(append_kernel(), {static_cast<unsigned>(params.rows), 1}, kAppendThreads, kAppendSharedBytes, &copy,
+              stream);
+}
+
+void launch_page_copies(const PageCopyParams& params, api::Stream stream) {
+  if (params.num_copies == 0) return;
+  if (params.num_blocks > 0xffff) refuse("The cache has too many layers for one launch");
+  PageCopyParams copy = params;
+  api::launch(page_copy_kernel(), {static_cast<unsigned>(params.num_copies), static_cast<unsigned>(params.num_blocks)},
+              kAppendThreads, 0, &copy, stream);
+}
+
 void reset_counters(void* counters, size_t bytes, api::Stream stream) { api::clear(counters, bytes, stream); }
 
 std::string describe_status(uint32_t status) {

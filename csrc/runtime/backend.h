@@ -25,7 +25,7 @@ struct DecodeCall {
   bool k_on_device = false;
   bool v_on_device = false;
   std::vector<int32_t> page_table;               // empty: contiguous
-  std::vector<std::shared_ptr<void>> owners;     // of the device's memory that it uses
+  std::vector<std::shared_ptr<void>> owners;     // of memory that it uses and no JavaScript object holds
   DecodeParams params{};                         // its context_lengths and page_table point into this call
   std::shared_ptr<std::atomic<bool>> cancelled;  // true: nobody waits for the result any more; may be null
 };
@@ -68,17 +68,11 @@ class Backend {
 
   // What fills a KV cache, in memory that was allocated here. Both block until done, and nobody else writes there
   // meanwhile.
-  virtual void append(const AppendCall&) { no_kv_cache(); }
-  virtual void copy_pages(const PageCopyParams&) { no_kv_cache(); }
+  virtual void append(const AppendCall& call) = 0;
+  virtual void copy_pages(const PageCopyParams& params) = 0;
 
   // Seconds that a plain read of these bytes takes with the threads that decode uses: the roofline.
   virtual double time_read(std::span<const std::span<const std::byte>> buffers) = 0;
-
- private:
-  [[noreturn]] void no_kv_cache() const {
-    throw Error(ErrorCode::kUnsupported,
-                "The device " + name() + " cannot hold a KV cache yet: open 'cpu', or pass `k`, `v` and `pageTable`");
-  }
 };
 
 }  // namespace lean

@@ -147,22 +147,31 @@ void check_params_on_device(const DecodeParams& params, const BufferSizes& sizes
   check_sizes(params, sizes, /*reads_cache=*/true);
 }
 
+AppendSizes needed_bytes(const AppendParams& params) {
+  const auto bytes = [&](const char* name, int32_t heads, const RowStrides& strides, DType type) {
+    return heads == 0 ? 0 : rows_bytes(name, params, heads, strides, type);
+  };
+  const int32_t q_heads = params.q ? params.num_query_heads : 0;
+  return {bytes("k", params.num_kv_heads, params.k_strides, params.k_type),
+          bytes("v", params.num_kv_heads, params.v_strides, params.v_type),
+          bytes("q", q_heads, params.q_strides, params.q_type),
+          bytes("qOut", q_heads, params.q_out_strides, params.q_type),
+          params.inverse_frequencies ? static_cast<size_t>(params.rotary_dims / 2) * sizeof(double) : 0};
+}
+
 void check_append(const AppendParams& params, const AppendSizes& sizes) {
   constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
   expect_range("rows", params.rows, 1, kMaxInt32);
   expect_range("numQueryHeads", params.num_query_heads, params.q ? 1 : 0, params.q ? kMaxInt32 : 0);
-  const auto fits = [&](const char* name, int32_t heads, const RowStrides& strides, DType type, size_t held) {
-    expect_fits(name, rows_bytes(name, params, heads, strides, type), held, type);
-  };
-  fits("k", params.num_kv_heads, params.k_strides, params.k_type, sizes.k);
-  fits("v", params.num_kv_heads, params.v_strides, params.v_type, sizes.v);
-  if (params.q) {
-    fits("q", params.num_query_heads, params.q_strides, params.q_type, sizes.q);
-    fits("qOut", params.num_query_heads, params.q_out_strides, params.q_type, sizes.q_out);
-  }
+  const AppendSizes needed = needed_bytes(params);
+  expect_fits("k", needed.k, sizes.k, params.k_type);
+  expect_fits("v", needed.v, sizes.v, params.v_type);
+  expect_fits("q", needed.q, sizes.q, params.q_type);
+  expect_fits("qOut", needed.q_out, sizes.q_out, params.q_type);
   expect_range("rotary dims", params.rotary_dims, 0, params.head_dim);
-  if (params.inverse_frequencies && sizes.frequencies < static_cast<size_t>(params.rotary_dims / 2) * sizeof(double))
+  if (needed.frequencies > sizes.frequencies)
     refuse("Expected an inverse frequency for each pair of " + std::to_string(params.rotary_dims) + " rotary dims");
+  if (!params.slots) return;
   const int64_t num_slots = int64_t{params.num_pages} * params.page_tokens;
   for (int32_t row = 0; row < params.rows; ++row) expect_range("slots", params.slots[row], 0, num_slots - 1);
 }

@@ -38,6 +38,9 @@ struct AppendSizes {
   size_t frequencies;
 };
 
+// The bytes that a call with these parameters reaches from each pointer on.
+AppendSizes needed_bytes(const AppendParams& params);
+
 // Checks shapes, strides, sizes and slots; the cache's own memory is taken to hold num_pages.
 void check_append(const AppendParams& params, const AppendSizes& sizes);
 

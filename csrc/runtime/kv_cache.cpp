@@ -23,21 +23,32 @@ int64_t checked_block_bytes(const KvCacheShape& shape) {
   return bytes;
 }
 
+// A cache that no decode of the device could read is refused at once.
+void expect_decodable(const Backend& backend, const KvCacheShape& shape) {
+  PlanRequest request;
+  request.num_kv_heads = shape.num_kv_heads;
+  request.head_dim = shape.head_dim;
+  request.kv_type = shape.dtype;
+  backend.tile_tokens(request);
+}
+
 }  // namespace
 
 KvCache::KvCache(Backend& backend, const KvCacheShape& shape)
-    : shape_(shape),
+    : shape_((expect_decodable(backend, shape), shape)),
       block_bytes_(checked_block_bytes(shape)),
-      pages_(shape.num_pages, shape.page_tokens),
-      memory_(backend.allocate(static_cast<size_t>(bytes()))) {}
+      memory_(backend.allocate(static_cast<size_t>(bytes()))),
+      copies_(backend.allocate(static_cast<size_t>(shape.num_pages) * sizeof(PageCopy))),
+      pages_(shape.num_pages, shape.page_tokens) {}
 
 int64_t KvCache::append(Backend& backend, std::span<const SequenceId> ids, std::span<const int32_t> counts) {
   const Appended appended = pages_.append(ids, counts);
   if (!appended.copies.empty()) {
     PageCopyParams params;
     params.memory = memory_.get();
-    params.copies = appended.copies.data();
     params.num_copies = static_cast<int64_t>(appended.copies.size());
+    params.copies = static_cast<const PageCopy*>(copies_.get());
+    backend.upload(copies_.get(), appended.copies.data(), appended.copies.size() * sizeof(PageCopy));
     params.num_blocks = 2 * int64_t{shape_.layers};
     params.block_bytes = block_bytes_;
     params.token_bytes = shape_.token_bytes();

@@ -62,8 +62,9 @@ class KvCache {
 
   KvCacheShape shape_;
   int64_t block_bytes_;
-  KvPages pages_;
   std::shared_ptr<void> memory_;  // [layers, 2, num_pages, page_tokens, num_kv_heads, head_dim]: K, then V
+  std::shared_ptr<void> copies_;  // [num_pages] PageCopy, for the device: a step allocates nothing
+  KvPages pages_;
 };
 
 }  // namespace lean

@@ -60,6 +60,8 @@ class KvPages {
   void verify() const;
 
  private:
+  friend struct KvPagesTamper;  // the tests', to show that verify() sees what it breaks
+
   struct Sequence {
     int64_t generation = 0;
     bool live = false;

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/append_kernel.h"
 #include "cuda/cuda_api.h"
 #include "cuda/instances.h"
 #include "cuda/kernel_params.h"
@@ -42,6 +43,16 @@ LEAN_INSTANCES(256)
 #undef LEAN_INSTANCES
 
 const void* tile_map_kernel() { return &rehearsal::tile_map_instance; }
+
+const void* append_kernel() {
+  static const char address = 0;
+  return &address;
+}
+
+const void* page_copy_kernel() {
+  static const char address = 0;
+  return &address;
+}
 
 const void* read_kernel() {
   static const char address = 0;
@@ -291,6 +302,14 @@ std::function<void(std::byte*)> kernel_body(const void* kernel, const void* para
   if (kernel == tile_map_kernel())
     return [=, map = *static_cast<const TileMapParams*>(params)](std::byte* bytes) {
       rehearsal::tile_map_instance.run(map.kernel, map.tile_tokens, shared_memory(bytes));
+    };
+  if (kernel == append_kernel())
+    return [=, call = *static_cast<const AppendParams*>(params)](std::byte* bytes) {
+      AppendKernel::run(call, shared_memory(bytes));
+    };
+  if (kernel == page_copy_kernel())
+    return [=, call = *static_cast<const PageCopyParams*>(params)](std::byte* bytes) {
+      PageCopyKernel::run(call, shared_memory(bytes));
     };
   if (kernel == read_kernel())
     return [=, call = *static_cast<const ReadCall*>(params)](std::byte* bytes) {

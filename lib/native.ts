@@ -69,8 +69,9 @@ export interface NativeTensorCall extends NativeQueries, NativeKvShape {
   plan: NativePlan | null;
 }
 
-/** The same in a stream: everything lies in the device's memory. */
-export interface NativeStreamCall extends NativeQueryShape, NativeKvShape, NativeSchedule {
+/** The same in a stream: everything lies in the device's memory, and the numbers in one array (lib/decode-stream.ts). */
+export interface NativeStreamCall {
+  numbers: Float64Array;
   q: NativeView;
   k: NativeView;
   v: NativeView;
@@ -78,7 +79,6 @@ export interface NativeStreamCall extends NativeQueryShape, NativeKvShape, Nativ
   lse: NativeView;
   contextLengths: NativeView;
   pageTable: NativeView | null;
-  scale: number;
 }
 
 /** Sequences of a cache by their ids; with counts and stamp, the tokens that an append made room for. */

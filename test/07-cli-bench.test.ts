@@ -99,6 +99,30 @@ describe('bench', () => {
     expect(err).toContain('--device cpu works without it.');
   });
 
+  it('overhead: what a call costs, for batches of unequal size', async () => {
+    const { exitCode, out, err } = await inProcess([
+      ...['bench', '--preset', 'overhead', '--device', 'cpu'],
+      ...['--json', at('overhead.json')],
+    ]);
+    expect({ exitCode, err }).toEqual({ exitCode: 0, err: '' });
+    expect(out).toContain('device.decodeSync');
+    const { schema, environment, overhead } = JSON.parse(readFileSync(at('overhead.json'), 'utf8'));
+    expect(schema).toBe(1);
+    expect(environment).toMatchObject({ node: process.version, instructionSet: expect.any(String) });
+    expect(overhead.map(({ batch }: { batch: number }) => batch)).toEqual([1, 8, 64, 256]);
+    for (const row of overhead) {
+      expect(row).toMatchObject({ device: 'cpu', call: 'device.decodeSync' });
+      expect(row.medianUs).toBeGreaterThan(0);
+      expect(row.p10Us).toBeLessThanOrEqual(row.p90Us);
+    }
+    const refused = await inProcess(['bench', '--preset', 'overhead', '--context', '64']);
+    expect(refused).toEqual({
+      exitCode: 2,
+      out: '',
+      err: 'lean-attention: Expected --preset overhead without --context, got both.\n',
+    });
+  });
+
   it('an error past the bound, or NaN, fails the run by a sentence', () => {
     const [trial] = listTrials('quick', ['f16'], { contexts: [64] });
     const row = { strategy: 'lean', relativeError: 4e-4, fractionOfRoofline: 1, medianUs: 1, kvBytes: 1 } as never;

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
-import { DevicePool, GraphTimer, inProcess, listTrials } from './helpers/cli';
+import { DevicePool, GraphTimer, inProcess, listTrials, measureOverhead } from './helpers/cli';
 import { useRehearsedCuda } from './helpers/rehearsed-cuda';
 import { expectWellFormed } from './helpers/svg';
 
@@ -95,6 +95,16 @@ describe('bench --device cuda', () => {
 });
 
 describe('its parts', () => {
+  it('enqueuing a decode leaves little garbage, and no more for a larger batch', async () => {
+    const rows = await measureOverhead(cuda.device, { batches: [1, 8], warmUpBursts: 8, bursts: 7 });
+    expect(rows).toMatchObject([
+      { device: 'cuda:0', call: 'stream.decode', batch: 1, samples: 7 },
+      { device: 'cuda:0', call: 'stream.decode', batch: 8, samples: 7 },
+    ]);
+    for (const { heapBytesPerCall } of rows) expect(heapBytesPerCall).toBeLessThan(8192);
+    expect(rows[1].heapBytesPerCall).toBeLessThan(rows[0].heapBytesPerCall + 1024);
+  });
+
   it('a sample holds as many pieces of work as fill it, each over a slot of its own', async () => {
     const stream = cuda.device.createStream();
     const flush = cuda.device.alloc([64]);

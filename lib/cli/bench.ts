@@ -20,15 +20,17 @@ import { CpuEngine } from './bench/cpu-engine';
 import { CudaEngine } from './bench/cuda-engine';
 import type { Engine } from './bench/engine';
 import { type Measurement, measureTrial } from './bench/measure';
+import { formatOverhead, measureOverhead } from './bench/overhead';
 import { PAGE_TOKENS } from './bench/pool';
-import { buildReport, failedRows, formatCsv, formatReport } from './bench/report';
-import { describeTrial, listTrials, type Overrides, PRESETS, type Trial } from './bench/trials';
+import { buildReport, describeEnvironment, failedRows, formatCsv, formatReport, type System } from './bench/report';
+import { describeTrial, listTrials, OVERHEAD, type Overrides, PRESET_NAMES, type Trial } from './bench/trials';
 import { openNamedDevice } from './device';
 import { ExitCode, InputError } from './errors';
 import { checkWritable, writeText } from './files';
 import { formatJson } from './json';
 import { defineCommand } from './options';
 import { Progress } from './progress';
+import type { Terminal } from './terminal';
 
 export const benchCommand = defineCommand(
   {
@@ -36,7 +38,7 @@ export const benchCommand = defineCommand(
     summary: 'Measures each strategy, checked against float64, beside a plain read of the same memory.',
     positionals: [],
     options: {
-      preset: { value: 'NAME', help: `${Object.keys(PRESETS).join(', ')}; default quick, about a minute on two cores` },
+      preset: { value: 'NAME', help: `${PRESET_NAMES.join(', ')}; default quick, about a minute on two cores` },
       device: { value: 'NAME', help: 'auto (default), cpu, cuda or cuda:N' },
       batch: { value: 'N', help: 'sequences in a batch, all of the same context' },
       heads: { value: 'Q/KV', help: 'query heads and KV heads, such as 32/8' },
@@ -56,6 +58,8 @@ export const benchCommand = defineCommand(
       'Each strategy is checked against a float64 reference first; a wrong result is reported and ends with exit code 1. ' +
         'Strategies take turns sample by sample, inputs rotate over more memory than the caches hold, and beside every ' +
         'sample a plain read of as many bytes with the same threads is timed: the roofline.',
+      'Preset overhead measures what calls cost before any attention is computed, in time and in garbage, for batches of ' +
+        'unequal size; it takes --device and --json.',
       'On a GPU, inputs lie in its memory, decodes and reads are captured in CUDA graphs, and its own clock times them. ' +
         'Shapes that do not fit are left out, and a sentence says so.',
     ],
@@ -68,6 +72,7 @@ export const benchCommand = defineCommand(
     ],
   },
   async ({ values }, terminal) => {
+    if (values.preset === OVERHEAD) return benchOverhead(values, terminal);
     const strategies = parseChoices('--strategy', values.strategy ?? STRATEGIES.join(), STRATEGIES);
     const dtypes = parseChoices('--dtype', values.dtype ?? 'f16', DTYPES);
     const trials = listTrials(values.preset ?? 'quick', dtypes, parseOverrides(values));
@@ -94,9 +99,7 @@ export const benchCommand = defineCommand(
       });
       if (fitting.length === 0) throw new InputError('Expected at least one shape that fits into memory, got none.');
       const measurements = await measureAll(engine, fitting, strategies, new Progress(terminal));
-      const { version, cpu, addon } = installation();
-      const system = { version, cpu: cpu.model, memoryBytes: totalmem(), compiler: addon.compiler };
-      const report = buildReport(engine, system, measurements);
+      const report = buildReport(engine, system(), measurements);
       terminal.out(formatReport(engine, report, measurements));
       if (values.json !== undefined) writeText(values.json, formatJson(report));
       if (values.csv !== undefined) writeText(values.csv, formatCsv(report));
@@ -109,6 +112,30 @@ export const benchCommand = defineCommand(
     }
   },
 );
+
+/** Its table, and `{ schema, environment, overhead: rows }` as JSON. */
+async function benchOverhead(values: Partial<Record<string, string>>, terminal: Terminal): Promise<ExitCode> {
+  const { preset: _, device: spec = 'auto', json, ...others } = values;
+  const [unused] = Object.keys(others);
+  if (unused !== undefined) throw new InputError(`Expected --preset overhead without --${unused}, got both.`);
+  if (json !== undefined) checkWritable(json);
+  const device = openNamedDevice(parseDevice('--device', spec));
+  try {
+    const rows = await measureOverhead(device);
+    terminal.out(formatOverhead(device, rows));
+    if (json !== undefined) {
+      writeText(json, formatJson({ schema: 1, environment: describeEnvironment(device, system()), overhead: rows }));
+    }
+    return ExitCode.ok;
+  } finally {
+    device.dispose();
+  }
+}
+
+function system(): System {
+  const { version, cpu, addon } = installation();
+  return { version, cpu: cpu.model, memoryBytes: totalmem(), compiler: addon.compiler };
+}
 
 async function measureAll(
   engine: Engine,

@@ -6,6 +6,7 @@ import type * as Chart from '../../dist/cli/bench/chart';
 import type * as Check from '../../dist/cli/bench/check';
 import type * as DevicePools from '../../dist/cli/bench/device-pool';
 import type * as Timers from '../../dist/cli/bench/graph-timer';
+import type * as Overhead from '../../dist/cli/bench/overhead';
 import type * as Report from '../../dist/cli/bench/report';
 import type * as Statistics from '../../dist/cli/bench/statistics';
 import type * as Trials from '../../dist/cli/bench/trials';
@@ -43,6 +44,8 @@ export const { median, percentile } = statistics;
 export const { failedRows, formatCsv } = report;
 export const { benchChart } = chart;
 export const { prepareCheck } = check;
+const overhead: typeof Overhead = load(path.join(folder, 'bench', 'overhead.js'));
+export const { measureOverhead } = overhead;
 export const { DevicePool } = devicePools;
 export const { GraphTimer } = timers;
 

@@ -1,5 +1,6 @@
 // What a run of the benchmark says: the JSON document, the CSV rows and the table.
 
+import type { Device } from '../../index';
 import { formatTable } from '../table';
 import { formatBytes, formatMicroseconds } from '../units';
 import { ERROR_BOUNDS, errorBound } from './check';
@@ -43,23 +44,33 @@ export interface System {
   readonly compiler: string;
 }
 
+/** Where a run took place, whatever was measured. */
+export function describeEnvironment(
+  device: Device,
+  system: System,
+): Omit<Environment, 'lastLevelCacheBytes' | 'poolBytes' | 'check'> {
+  return {
+    version: system.version,
+    date: new Date().toISOString(),
+    node: process.version,
+    platform: `${process.platform}-${process.arch}`,
+    cpu: system.cpu,
+    device: device.description,
+    threads: device.threads,
+    instructionSet: device.instructionSet,
+    memoryBytes: system.memoryBytes,
+    compiler: system.compiler,
+  };
+}
+
 export function buildReport(engine: Engine, system: System, measurements: readonly Measurement[]): BenchReport {
   const { device, pool, gpu } = engine;
   return {
     schema: 1,
     environment: {
-      version: system.version,
-      date: new Date().toISOString(),
-      node: process.version,
-      platform: `${process.platform}-${process.arch}`,
-      cpu: system.cpu,
-      device: device.description,
-      threads: device.threads,
-      instructionSet: device.instructionSet,
-      memoryBytes: system.memoryBytes,
+      ...describeEnvironment(device, system),
       lastLevelCacheBytes: pool.lastLevelCacheBytes,
       poolBytes: pool.bytes,
-      compiler: system.compiler,
       check: describeCheck(measurements),
       ...(gpu && { gpu, launches: describeLaunches(measurements) }),
     },

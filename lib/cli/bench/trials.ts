@@ -86,10 +86,14 @@ export const PRESETS: Readonly<Record<string, readonly Family[]>> = {
   'phi3-mini': model(32, 32, 96),
 };
 
+/** Not of shapes: what calls cost (overhead.ts). */
+export const OVERHEAD = 'overhead';
+export const PRESET_NAMES: readonly string[] = [...Object.keys(PRESETS), OVERHEAD];
+
 export function listTrials(preset: string, dtypes: readonly DType[], overrides: Overrides): Trial[] {
   const families = Object.hasOwn(PRESETS, preset) ? PRESETS[preset] : undefined;
   if (families === undefined) {
-    throw new InputError(`Expected --preset to be one of ${Object.keys(PRESETS).join(', ')}, got ${quote(preset)}.`);
+    throw new InputError(`Expected --preset to be one of ${PRESET_NAMES.join(', ')}, got ${quote(preset)}.`);
   }
   const trials = new Map<string, Trial>();
   for (const dtype of dtypes) {

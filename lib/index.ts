@@ -5,6 +5,7 @@ export { type ErrorCode, LeanAttentionError } from './errors';
 export { type Installation, installation } from './installation';
 export { KvCache, type KvCacheStats, Sequence } from './kv-cache';
 export { Step } from './kv-step';
+export { KvTable } from './kv-table';
 export { type DeviceDType, DeviceTensor, type DeviceTensorOptions } from './memory';
 export type {
   CacheDecodeOptions,
@@ -12,6 +13,7 @@ export type {
   DecodeOptions,
   DecodeResult,
   KvCacheOptions,
+  KvTableOptions,
   LaunchOptions,
   Layout,
   RotaryOptions,
@@ -20,6 +22,7 @@ export type {
   ScheduleOptions,
   Strategy,
   StreamDecodeOptions,
+  StreamWriteOptions,
   WriteOptions,
 } from './options';
 export { Plan, type PlanOptions, type PlanTensors, type Segment } from './plan';

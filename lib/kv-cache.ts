@@ -3,8 +3,10 @@ import type { Device } from './device';
 import { DTYPE_BYTES, DTYPE_CODES, type DType } from './dtype';
 import { LeanAttentionError } from './errors';
 import { Step } from './kv-step';
+import { KvTable } from './kv-table';
+import { DeviceTensor, prepareDeviceShape } from './memory';
 import type { NativeDevice, NativeKvCache } from './native';
-import { DEFAULTS, type KvCacheOptions, LIMITS } from './options';
+import { DEFAULTS, type KvCacheOptions, type KvTableOptions, LIMITS } from './options';
 import { describe, expectInteger, expectIntegers, expectObject, expectOneOf } from './validate';
 
 // The classes lend these to their neighbours, and to nobody else.
@@ -135,6 +137,24 @@ export class KvCache {
     const starts = new Int32Array(ids.length);
     const stamp = native.append(ids, room, starts);
     return new Step(this, sequences, starts, { sequences: ids, counts: room, stamp }, this.#open);
+  }
+
+  /** K and V of a layer in the device's memory, [numPages, pageTokens, numKvHeads, headDim], as a decode takes them. */
+  layer(layer: number): { k: DeviceTensor; v: DeviceTensor } {
+    const native = this.#open();
+    expectInteger('layer', layer, 0, this.layers - 1);
+    const shape = prepareDeviceShape([this.numPages, this.pageTokens, this.numKvHeads, this.headDim], {
+      dtype: this.dtype,
+    });
+    return { k: new DeviceTensor(native.block(layer, 0), shape), v: new DeviceTensor(native.block(layer, 1), shape) };
+  }
+
+  /** Context lengths and page table of a batch in the device's memory, for steps in a stream. */
+  createTable(options: KvTableOptions): KvTable {
+    expectObject('options', options);
+    const rows = expectInteger('rows', options.rows, 1, LIMITS.int32);
+    const maxContext = expectInteger('maxContext', options.maxContext ?? this.numPages * this.pageTokens, 1);
+    return new KvTable(this, rows, Math.min(this.numPages, Math.ceil(maxContext / this.pageTokens)), this.#open);
   }
 
   stats(): KvCacheStats {

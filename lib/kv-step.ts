@@ -2,9 +2,9 @@
 import { expectApart, prepareTarget } from './decode';
 import { DTYPE_CODES } from './dtype';
 import type { KvCache, Sequence } from './kv-cache';
-import type { NativeBatch, NativeKvCache } from './native';
+import type { NativeBatch, NativeKvCache, NativeRows } from './native';
 import type { WriteOptions } from './options';
-import { prepareRotary } from './rotary';
+import { prepareRotary, type Rotary } from './rotary';
 import { expectTensor, type Tensor } from './tensor';
 import { expectInteger, expectObject } from './validate';
 
@@ -60,9 +60,9 @@ export class Step {
     const { cache, rows } = this;
     const { numKvHeads, headDim } = cache;
     const layer = expectInteger('layer', options.layer, 0, cache.layers - 1);
-    const k = expectRows('k', options.k, rows, numKvHeads, headDim);
-    const v = expectRows('v', options.v, rows, numKvHeads, headDim);
-    const q = options.q === undefined ? null : expectRows('q', options.q, rows, null, headDim);
+    const k = expectRows('k', expectTensor('k', options.k), rows, numKvHeads, headDim);
+    const v = expectRows('v', expectTensor('v', options.v), rows, numKvHeads, headDim);
+    const q = options.q === undefined ? null : expectRows('q', expectTensor('q', options.q), rows, null, headDim);
     if (q !== null && options.rotary === undefined) {
       throw new RangeError('Expected `q` only with `rotary`, got it alone');
     }
@@ -75,26 +75,12 @@ export class Step {
     }
     native.write({
       ...this.#batch,
+      ...rowNumbers({ k, v, q, qOut }, rotary),
       layer,
       k: k.data,
       v: v.data,
       q: q?.data ?? null,
       qOut: qOut?.data ?? null,
-      kType: DTYPE_CODES[k.dtype],
-      vType: DTYPE_CODES[v.dtype],
-      qType: q === null ? 0 : DTYPE_CODES[q.dtype],
-      kRowStride: k.strides[0],
-      kHeadStride: k.strides[1],
-      vRowStride: v.strides[0],
-      vHeadStride: v.strides[1],
-      qRowStride: q?.strides[0] ?? 0,
-      qHeadStride: q?.strides[1] ?? 0,
-      qOutRowStride: qOut?.strides[0] ?? 0,
-      qOutHeadStride: qOut?.strides[1] ?? 0,
-      numQueryHeads: q?.shape[1] ?? 0,
-      inverseFrequencies: rotary?.inverseFrequencies ?? null,
-      amplitude: rotary?.amplitude ?? 1,
-      pairing: rotary?.pairing ?? 0,
     });
   }
 
@@ -103,9 +89,40 @@ export class Step {
   }
 }
 
+type RowTensor = Pick<Tensor, 'dtype' | 'shape' | 'strides'>;
+
+/** Strides, types and rotation of rows, as native code takes them. */
+export function rowNumbers(
+  { k, v, q, qOut }: { k: RowTensor; v: RowTensor; q: RowTensor | null; qOut: RowTensor | null },
+  rotary: Rotary | null,
+): Omit<NativeRows, keyof NativeBatch | 'layer' | 'k' | 'v' | 'q' | 'qOut'> {
+  return {
+    kType: DTYPE_CODES[k.dtype],
+    vType: DTYPE_CODES[v.dtype],
+    qType: q === null ? 0 : DTYPE_CODES[q.dtype],
+    kRowStride: k.strides[0],
+    kHeadStride: k.strides[1],
+    vRowStride: v.strides[0],
+    vHeadStride: v.strides[1],
+    qRowStride: q?.strides[0] ?? 0,
+    qHeadStride: q?.strides[1] ?? 0,
+    qOutRowStride: qOut?.strides[0] ?? 0,
+    qOutHeadStride: qOut?.strides[1] ?? 0,
+    numQueryHeads: q?.shape[1] ?? 0,
+    inverseFrequencies: rotary?.inverseFrequencies ?? null,
+    amplitude: rotary?.amplitude ?? 1,
+    pairing: rotary?.pairing ?? 0,
+  };
+}
+
 /** [rows, heads, headDim] with a contiguous last axis; `heads` null: any number of them. */
-function expectRows(name: string, value: Tensor, rows: number, heads: number | null, headDim: number): Tensor {
-  const t = expectTensor(name, value);
+export function expectRows<T extends RowTensor>(
+  name: string,
+  t: T,
+  rows: number,
+  heads: number | null,
+  headDim: number,
+): T {
   const { shape } = t;
   if (
     shape.length !== 3 ||

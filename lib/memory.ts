@@ -12,7 +12,7 @@ import {
   type Tensor,
   zeros,
 } from './tensor';
-import { describe, expectIntegers, expectOneOf } from './validate';
+import { describe, expectInteger, expectIntegers, expectOneOf } from './validate';
 
 /** Element types in device memory: those of tensors, and 32-bit integers for context lengths and page tables. */
 export type DeviceDType = DType | 'i32';
@@ -68,10 +68,12 @@ export class DeviceTensor {
   /** From its first element to past its last. */
   readonly bytes: number;
   readonly #memory: NativeMemory;
+  readonly #offset: number;
 
-  /** @internal */
-  constructor(memory: NativeMemory, { dtype, shape, strides, bytes }: DeviceShape) {
+  /** @internal `offset`: bytes from the memory's beginning to the first element. */
+  constructor(memory: NativeMemory, { dtype, shape, strides, bytes }: DeviceShape, offset = 0) {
     this.#memory = memory;
+    this.#offset = offset;
     this.dtype = dtype;
     this.shape = shape;
     this.strides = strides;
@@ -80,12 +82,27 @@ export class DeviceTensor {
 
   /** Address of the first element in the device's memory, for other libraries; 0n once disposed. */
   get pointer(): bigint {
-    return this.#memory.pointer();
+    const pointer = this.#memory.pointer();
+    return pointer === 0n ? pointer : pointer + BigInt(this.#offset);
   }
 
   /** @internal The memory as native calls take it. */
   get view(): NativeView {
-    return { memory: this.#memory, byteOffset: 0, byteLength: this.bytes };
+    return { memory: this.#memory, byteOffset: this.#offset, byteLength: this.bytes };
+  }
+
+  /** The part from index `begin` of the first axis to before `end`, in the same memory: disposing either disposes both. */
+  slice(begin: number, end: number): DeviceTensor {
+    const [length, ...rest] = this.shape;
+    if (length === undefined) throw new RangeError('Expected a tensor of at least one axis, got a shape of []');
+    expectInteger('begin', begin, 0, length);
+    expectInteger('end', end, begin, length);
+    const shape = [end - begin, ...rest];
+    const size = deviceDTypeBytes(this.dtype);
+    const bytes = extent(shape, this.strides) * size;
+    const offset = bytes === 0 ? 0 : begin * this.strides[0] * size;
+    const part = { dtype: this.dtype, shape: Object.freeze(shape), strides: this.strides, bytes };
+    return new DeviceTensor(this.#memory, part, this.#offset + offset);
   }
 
   /** Lets the memory go, once enqueued work no longer uses it. Idempotent. Memory that was wrapped stays its owner's. */

@@ -134,6 +134,25 @@ export interface NativeRows extends NativeBatch {
   pairing: number;
 }
 
+/** Rows to write in a stream: everything lies in the device's memory. */
+export interface NativeStreamRows extends Omit<NativeRows, keyof NativeBatch | 'layer' | 'k' | 'v' | 'q' | 'qOut'> {
+  k: NativeView;
+  v: NativeView;
+  q: NativeView | null;
+  qOut: NativeView | null;
+  kPages: NativeView;
+  vPages: NativeView;
+  contextLengths: NativeView;
+  pageTable: NativeView;
+  rows: number;
+  numKvHeads: number;
+  headDim: number;
+  kvType: number;
+  numPages: number;
+  pageTokens: number;
+  maxPages: number;
+}
+
 export interface NativeKvCache {
   createSequence(): number;
   fork(sequence: number): number;
@@ -143,6 +162,10 @@ export interface NativeKvCache {
   /** Fills `starts` with the lengths before, and returns the stamp. */
   append(sequences: Float64Array, counts: Int32Array, starts: Int32Array): number;
   write(rows: NativeRows): void;
+  /** K (0) or V (1) of a layer. */
+  block(layer: number, which: number): NativeMemory;
+  /** Fills a table's rows, and returns the range of rows whose pages have changed. */
+  fillTable(sequences: Float64Array, lengths: Int32Array, pages: Int32Array): [number, number];
   stats(): {
     numPages: number;
     freePages: number;
@@ -198,6 +221,7 @@ export type NativeGraph = { readonly __graph: never };
 
 export interface NativeStream {
   decode(call: NativeStreamCall): void;
+  append(rows: NativeStreamRows): void;
   upload(target: NativeView, source: ArrayBufferView): void;
   copy(target: NativeView, source: NativeView): void;
   read(source: NativeView): void;

@@ -2,6 +2,7 @@
 import type { DType } from './dtype';
 import type { KvCache, Sequence } from './kv-cache';
 import type { Step } from './kv-step';
+import type { KvTable } from './kv-table';
 import type { DeviceTensor } from './memory';
 import type { Tensor } from './tensor';
 
@@ -191,6 +192,32 @@ export interface WriteOptions {
   qOut?: Tensor;
   /** Rotates K, before it is stored, and q by their rows' positions. Default: neither is rotated. */
   rotary?: RotaryOptions;
+}
+
+/** What `stream.write` takes: the same in the device's memory, a row for each row of a table. */
+export interface StreamWriteOptions {
+  /** Whose sequences the rows are the last tokens of. Idle rows are skipped. */
+  table: KvTable;
+  /** From 0 to cache.layers - 1. */
+  layer: number;
+  /** [table.rows, numKvHeads, headDim]; f32, f16 or bf16. */
+  k: DeviceTensor;
+  /** Likewise. */
+  v: DeviceTensor;
+  /** Queries to rotate, [table.rows, numQueryHeads, headDim]: in place, or into `qOut`. Only with `rotary`. */
+  q?: DeviceTensor;
+  /** q's shape and type, contiguous. Default: over q. */
+  qOut?: DeviceTensor;
+  /** Default: neither K nor q is rotated. */
+  rotary?: RotaryOptions;
+}
+
+/** What `cache.createTable` takes. */
+export interface KvTableOptions {
+  /** Sequences of a batch at most. */
+  rows: number;
+  /** Tokens of a sequence at most. Default: the cache's capacity. */
+  maxContext?: number;
 }
 
 export interface DecodeResult {

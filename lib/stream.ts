@@ -1,8 +1,9 @@
 // Streams: work in order on a CUDA device, without a wait in between.
 import { prepareStreamCall } from './decode-stream';
+import { prepareStreamRows } from './kv-table';
 import { type DeviceTensor, expectDeviceTensor, prepareDownload, prepareUpload } from './memory';
 import type { NativeEvent, NativeGraph, NativeStream } from './native';
-import type { StreamDecodeOptions } from './options';
+import type { StreamDecodeOptions, StreamWriteOptions } from './options';
 import { numElements, type Tensor } from './tensor';
 import { describe } from './validate';
 
@@ -57,6 +58,14 @@ export class Stream {
    */
   decode(options: StreamDecodeOptions): void {
     this.#open().decode(prepareStreamCall(options));
+  }
+
+  /**
+   * Enqueues what writes a layer's K and V of a batch's last tokens into the pages of a cache, converted to its type; with
+   * `rotary`, K is rotated before it is stored, and so is q. Places and positions are read from the table when it runs.
+   */
+  write(options: StreamWriteOptions): void {
+    this.#open().append(prepareStreamRows(options));
   }
 
   /** Enqueues a copy to the device. The source may change as soon as this has returned. Not while capturing. */

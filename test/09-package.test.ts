@@ -151,7 +151,7 @@ describe('with a prebuilt addon', () => {
     expect(result).toEqual({
       status: 0,
       stdout:
-        'Device KvCache LeanAttentionError Plan Sequence Step convert installation mergeStates openDevice tensor\n',
+        'Device DeviceTensor Graph KvCache KvTable LeanAttentionError Plan Sequence Step Stream StreamEvent convert installation mergeStates openDevice tensor\n',
       stderr: '',
     });
   });

@@ -84,6 +84,20 @@ describe.each(['cuda', 'cpu'] as const)('memory of the device %s', (spec) => {
     expect(keep(device.alloc([0, 4])).bytes).toBe(0);
   });
 
+  test('a part of the first axis, in the same memory', async () => {
+    const device = opened();
+    const whole = keep(device.upload(half([1, 2, 3, 4, 5, 6], [3, 2])));
+    const part = whole.slice(1, 3);
+    expect([part.shape, part.bytes, part.pointer - whole.pointer]).toEqual([[2, 2], 8, 4n]);
+    device.upload(half([7, 8, 9, 10], [2, 2]), part);
+    expect([...device.download(whole).data]).toEqual([1, 2, 7, 8, 9, 10]);
+    expect([...device.download(part.slice(1, 2)).data]).toEqual([9, 10]);
+    expect(whole.slice(3, 3).bytes).toBe(0);
+    expect(() => whole.slice(0, 4)).toThrow('Expected `end` to be an integer from 0 to 3, got 4');
+    part.dispose();
+    expect(whole.pointer).toBe(0n);
+  });
+
   test('memory by its address', async () => {
     const device = opened();
     const owner = keep(device.upload(half([1, 2, 3, 4], [4])));

@@ -100,6 +100,170 @@ describe('the CUDA device agrees with the CPU', () => {
   });
 });
 
+describe('steps in a stream', () => {
+  const ROWS = 4;
+  const SHAPES = { k: [ROWS, 2, 64], v: [ROWS, 2, 64], q: [ROWS, QUERY_HEADS, 64] } as const;
+
+  /** Which sequences take part in each step; a script that both devices follow. */
+  function script(cache: KvCache): (() => Sequence[])[] {
+    const all: Sequence[] = [];
+    const grow =
+      (...who: number[]) =>
+      () =>
+        who.map((index) => all[index]);
+    const create = (): Sequence[] => {
+      all.push(cache.createSequence());
+      return [];
+    };
+    const fork = (index: number) => () => {
+      all.push(all[index].fork());
+      return [];
+    };
+    const free = (index: number) => () => {
+      all[index].free();
+      return [];
+    };
+    const long = Array.from({ length: 18 }, () => grow(0, 1)); // over the edge of a page
+    return [
+      create,
+      grow(0),
+      create,
+      ...long,
+      fork(0),
+      grow(2, 0, 1),
+      create,
+      grow(0, 1, 2, 3),
+      free(1),
+      grow(3, 0),
+      grow(2),
+    ];
+  }
+
+  test('one captured graph serves all of them, as sequences come, grow, fork and go', async () => {
+    const rotary = { base: 500 };
+    using cpu = cuda.library.openDevice('cpu');
+    using expectedCache = cpu.createKvCache({ ...SHAPE, dtype: 'f16' });
+    using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
+    using stream = cuda.device.createStream();
+    using table = cache.createTable({ rows: ROWS, maxContext: 64 });
+    const alloc = (shape: readonly number[], dtype: 'f16' | 'f32' = 'f16') => cuda.device.alloc(shape, { dtype });
+    const layers = Array.from({ length: SHAPE.layers }, () => ({
+      k: alloc(SHAPES.k),
+      v: alloc(SHAPES.v),
+      q: alloc(SHAPES.q),
+      out: alloc(SHAPES.q),
+      lse: alloc([ROWS, QUERY_HEADS], 'f32'),
+    }));
+    const { contextLengths, pageTable } = table;
+    const graph = stream.capture(() => {
+      for (const [layer, { k, v, q, out, lse }] of layers.entries()) {
+        stream.write({ table, layer, k, v, q, rotary });
+        const pages = cache.layer(layer);
+        stream.decode({ q, ...pages, contextLengths, pageTable, out, lse });
+        pages.k.dispose();
+        pages.v.dispose();
+      }
+    });
+    const make = numbers(5);
+    const expectedSteps = script(expectedCache);
+    for (const [index, turn] of script(cache).entries()) {
+      const sequences = turn();
+      const expectedSequences = expectedSteps[index]();
+      if (sequences.length === 0) continue;
+      cache.append(sequences);
+      table.update(stream, sequences);
+      const given = layers.map(() => ({
+        k: make(SHAPES.k, 'f16'),
+        v: make(SHAPES.v, 'f16'),
+        q: make(SHAPES.q, 'f16'),
+      }));
+      for (const [layer, { k, v, q }] of given.entries()) {
+        stream.upload(k, layers[layer].k);
+        stream.upload(v, layers[layer].v);
+        stream.upload(q, layers[layer].q);
+      }
+      stream.launch(graph);
+      const outs = await Promise.all(layers.map(({ out }) => stream.download(out)));
+
+      const step = expectedCache.append(expectedSequences);
+      const rows = (t: Tensor): Tensor => {
+        const size = (t.shape[1] as number) * 64;
+        return cuda.library.tensor(t.data.slice(0, step.rows * size), [step.rows, t.shape[1], 64], { dtype: 'f16' });
+      };
+      for (const [layer, { k, v, q }] of given.entries()) {
+        const turned = rows(q);
+        step.write({ layer, k: rows(k), v: rows(v), q: turned, rotary });
+        const { out } = cpu.decodeSync({ q: turned, cache: expectedCache, layer, sequences: step });
+        expect(relative(rows(outs[layer]), out), `step ${index}, layer ${layer}`).toBeLessThan(1.5e-3);
+        expect(
+          outs[layer].data.subarray(step.rows * QUERY_HEADS * 64).every((value) => value === 0),
+          'idle',
+        ).toBe(true);
+      }
+      cache.verify();
+    }
+    for (const tensors of layers) for (const t of Object.values(tensors)) t.dispose();
+  });
+
+  test('copy on write sees what was enqueued before it', async () => {
+    const content = async (device: Device): Promise<Tensor> => {
+      using cache = device.createKvCache({ ...SHAPE, dtype: 'f16' });
+      const make = numbers(2);
+      const sequence = cache.createSequence();
+      const [k, v, q] = [make([1, 2, 64], 'f16'), make([1, 2, 64], 'f16'), make([1, QUERY_HEADS, 64], 'f16')];
+      const step = cache.append([sequence]);
+      using table = cache.createTable({ rows: 1 });
+      if (device.type === 'cuda') {
+        using stream = device.createStream();
+        using up = device.upload(k);
+        using values = device.upload(v);
+        table.update(stream, [sequence]);
+        stream.write({ table, layer: 0, k: up, v: values }); // and nobody waits
+        const fork = sequence.fork();
+        cache.append([sequence, fork]);
+        return device.decodeSync({ q, cache, layer: 0, sequences: [fork] }).out;
+      }
+      step.write({ layer: 0, k, v });
+      const fork = sequence.fork();
+      cache.append([sequence, fork]);
+      return device.decodeSync({ q, cache, layer: 0, sequences: [fork] }).out;
+    };
+    using cpu = cuda.library.openDevice('cpu');
+    expect(relative(await content(cuda.device), await content(cpu))).toBeLessThan(1e-3);
+  });
+
+  test('misuse is named before anything is enqueued', async () => {
+    using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
+    using stream = cuda.device.createStream();
+    using table = cache.createTable({ rows: 2, maxContext: 32 });
+    using k = cuda.device.alloc([2, 2, 64], { dtype: 'f16' });
+    using v = cuda.device.alloc([2, 2, 64], { dtype: 'f16' });
+    const { launches } = cuda.addon.cudaAlive();
+    const sequences = [0, 1, 2].map(() => cache.createSequence());
+    cache.append(sequences, [33, 1, 1]);
+    const messages: [() => unknown, string][] = [
+      [() => table.update(stream, sequences), "Expected at most 2 sequences, the table's rows, got 3"],
+      [
+        () => table.update(stream, [sequences[0]]),
+        "Expected `sequences[0]` to take at most 2 pages, the table's columns, got 3",
+      ],
+      [() => stream.write({ table, layer: 2, k, v }), 'Expected `layer` to be an integer from 0 to 1, got 2'],
+      [
+        () => stream.write({ table, layer: 0, k: k.slice(0, 1), v }),
+        'Expected `k` shape to be [2, 2, 64], got [1, 2, 64]',
+      ],
+      [() => stream.write({ table, layer: 0, k, v, q: k }), 'Expected `q` only with `rotary`, got it alone'],
+      [() => stream.write({ table: {} as never, layer: 0, k, v }), 'Expected `table` to be a KvTable, got a Object'],
+      [() => cache.createTable({ rows: 0 }), 'Expected `rows` to be an integer from 1 to 2147483647, got 0'],
+      [() => cache.layer(-1), 'Expected `layer` to be an integer from 0 to 1, got -1'],
+    ];
+    for (const [call, message] of messages) expect((await failure(call)).message).toBe(message);
+    expect(cuda.addon.cudaAlive().launches).toBe(launches);
+    cache.dispose();
+    expect(await failure(() => stream.write({ table, layer: 0, k, v }))).toMatchObject({ code: 'CACHE_DISPOSED' });
+  });
+});
+
 test('a cache that the kernels could not read is refused at once', async () => {
   expect(await failure(() => cuda.device.createKvCache({ ...SHAPE, dtype: 'f32' }))).toEqual({
     name: 'RangeError',

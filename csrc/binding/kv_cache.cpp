@@ -5,6 +5,7 @@
 #include "../runtime/error.h"
 #include "arguments.h"
 #include "environment.h"
+#include "memory.h"
 
 namespace lean::binding {
 
@@ -24,6 +25,41 @@ RowStrides row_strides(const Napi::Object& object, const char* row, const char* 
   return {integer(object, row), integer(object, head)};
 }
 
+// Rows of K, V and queries as a caller gives them, and how they are rotated. Returns the inverse frequencies, which the
+// parameters point to.
+template <class View>
+std::vector<double> read_rows(const Napi::Object& object, AppendParams& params, AppendSizes& sizes, View view) {
+  const auto rows = [&](const char* name, DType type, size_t& size) {
+    const std::span<std::byte> bytes = view(name);
+    size = bytes.size();
+    return address(bytes, type, name);
+  };
+  params.k_type = dtype(object.Get("kType"));
+  params.v_type = dtype(object.Get("vType"));
+  params.k = rows("k", params.k_type, sizes.k);
+  params.v = rows("v", params.v_type, sizes.v);
+  params.k_strides = row_strides(object, "kRowStride", "kHeadStride");
+  params.v_strides = row_strides(object, "vRowStride", "vHeadStride");
+  if (object.Get("q").IsObject()) {
+    params.q_type = dtype(object.Get("qType"));
+    params.q = rows("q", params.q_type, sizes.q);
+    params.q_out = rows("qOut", params.q_type, sizes.q_out);
+    params.q_strides = row_strides(object, "qRowStride", "qHeadStride");
+    params.q_out_strides = row_strides(object, "qOutRowStride", "qOutHeadStride");
+    params.num_query_heads = int32(object, "numQueryHeads");
+  }
+  std::vector<double> frequencies;
+  if (object.Get("inverseFrequencies").IsObject()) {
+    frequencies = values_of<double>(object.Get("inverseFrequencies"), "inverseFrequencies");
+    params.inverse_frequencies = frequencies.data();
+    sizes.frequencies = frequencies.size() * sizeof(double);
+    params.rotary_dims = static_cast<int32_t>(2 * frequencies.size());
+    params.amplitude = number(object, "amplitude");
+    params.pairing = int32(object, "pairing") == 1 ? RotaryPairing::kInterleaved : RotaryPairing::kHalfSplit;
+  }
+  return frequencies;
+}
+
 }  // namespace
 
 KvCacheShape kv_cache_shape(const Napi::Object& object) {
@@ -41,13 +77,49 @@ KvBatch kv_batch(const Napi::Object& object) {
   return batch;
 }
 
+StreamAppend stream_append(const Napi::Object& object, const Backend& device) {
+  StreamAppend call;
+  AppendParams& params = call.params;
+  AppendSizes sizes{};
+  const auto view = [&](const char* name) {
+    DeviceView memory = device_view(object.Get(name), name, device);
+    call.owners.push_back(std::move(memory.owner));
+    return std::span<std::byte>(memory.data, memory.bytes);
+  };
+  call.inverse_frequencies = read_rows(object, params, sizes, view);
+  params.inverse_frequencies = call.inverse_frequencies.empty() ? nullptr : call.inverse_frequencies.data();
+  params.rows = int32(object, "rows");
+  params.num_kv_heads = int32(object, "numKvHeads");
+  params.head_dim = int32(object, "headDim");
+  params.kv_type = dtype(object.Get("kvType"));
+  params.num_pages = int32(object, "numPages");
+  params.page_tokens = int32(object, "pageTokens");
+  params.max_pages = int32(object, "maxPages");
+  const int64_t token = int64_t{params.num_kv_heads} * params.head_dim;
+  params.cache_strides = {token * params.page_tokens, token, params.head_dim};
+  const auto k_pages = view("kPages"), v_pages = view("vPages"), lengths = view("contextLengths"),
+             table = view("pageTable");
+  check_append(params, sizes);
+  const auto page_bytes = static_cast<size_t>(token * params.page_tokens * dtype_size(params.kv_type));
+  if (k_pages.size() / page_bytes < static_cast<size_t>(params.num_pages) || v_pages.size() != k_pages.size() ||
+      lengths.size() / sizeof(int32_t) < static_cast<size_t>(params.rows) ||
+      table.size() / sizeof(int32_t) / static_cast<size_t>(params.rows) < static_cast<size_t>(params.max_pages))
+    refuse("Expected a table and pages of the cache");
+  params.k_pages = k_pages.data();
+  params.v_pages = v_pages.data();
+  params.context_lengths = reinterpret_cast<const int32_t*>(lengths.data());
+  params.page_table = reinterpret_cast<const int32_t*>(table.data());
+  return call;
+}
+
 Napi::Function NativeKvCache::define(Napi::Env env) {
   return DefineClass(
       env, "NativeKvCache",
       {InstanceMethod<&NativeKvCache::create_sequence>("createSequence"), InstanceMethod<&NativeKvCache::fork>("fork"),
        InstanceMethod<&NativeKvCache::truncate>("truncate"), InstanceMethod<&NativeKvCache::free>("free"),
        InstanceMethod<&NativeKvCache::length>("length"), InstanceMethod<&NativeKvCache::append>("append"),
-       InstanceMethod<&NativeKvCache::write>("write"), InstanceMethod<&NativeKvCache::stats>("stats"),
+       InstanceMethod<&NativeKvCache::write>("write"), InstanceMethod<&NativeKvCache::block>("block"),
+       InstanceMethod<&NativeKvCache::fill_table>("fillTable"), InstanceMethod<&NativeKvCache::stats>("stats"),
        InstanceMethod<&NativeKvCache::verify>("verify"), InstanceMethod<&NativeKvCache::close>("close")});
 }
 
@@ -129,37 +201,33 @@ void NativeKvCache::write(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     const auto object = info[0].As<Napi::Object>();
     AppendCall call;
-    AppendParams& params = call.params = {};
+    call.params = {};
     AppendSizes sizes{};
-    const auto view = [&](const char* name, DType type, size_t& size) {
-      const std::span<std::byte> bytes = bytes_of(object.Get(name), name);
-      size = bytes.size();
-      return address(bytes, type, name);
-    };
-    params.k_type = dtype(object.Get("kType"));
-    params.v_type = dtype(object.Get("vType"));
-    params.k = view("k", params.k_type, sizes.k);
-    params.v = view("v", params.v_type, sizes.v);
-    params.k_strides = row_strides(object, "kRowStride", "kHeadStride");
-    params.v_strides = row_strides(object, "vRowStride", "vHeadStride");
-    if (object.Get("q").IsObject()) {
-      params.q_type = dtype(object.Get("qType"));
-      params.q = view("q", params.q_type, sizes.q);
-      params.q_out = view("qOut", params.q_type, sizes.q_out);
-      params.q_strides = row_strides(object, "qRowStride", "qHeadStride");
-      params.q_out_strides = row_strides(object, "qOutRowStride", "qOutHeadStride");
-      params.num_query_heads = int32(object, "numQueryHeads");
-    }
-    std::vector<double> frequencies;
-    if (object.Get("inverseFrequencies").IsObject()) {
-      frequencies = values_of<double>(object.Get("inverseFrequencies"), "inverseFrequencies");
-      params.inverse_frequencies = frequencies.data();
-      sizes.frequencies = frequencies.size() * sizeof(double);
-      params.rotary_dims = static_cast<int32_t>(2 * frequencies.size());
-      params.amplitude = number(object, "amplitude");
-      params.pairing = int32(object, "pairing") == 1 ? RotaryPairing::kInterleaved : RotaryPairing::kHalfSplit;
-    }
+    const std::vector<double> frequencies =
+        read_rows(object, call.params, sizes, [&](const char* name) { return bytes_of(object.Get(name), name); });
     cache().write(*backend(), kv_batch(object), int32(object, "layer"), call, sizes);
+  });
+}
+
+Napi::Value NativeKvCache::block(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const KvCache::Block block =
+        cache().layer_block(info[0].As<Napi::Number>().Int32Value(), info[1].As<Napi::Number>().Int32Value());
+    return NativeMemory::create(info.Env(), {backend(), block.owner, block.bytes});
+  });
+}
+
+Napi::Value NativeKvCache::fill_table(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto numbers = [&](size_t index, const char* name) {
+      const std::span<std::byte> bytes = bytes_of(info[index], name);
+      return std::span<int32_t>(reinterpret_cast<int32_t*>(bytes.data()), bytes.size() / sizeof(int32_t));
+    };
+    const KvCache::Rows changed = cache().fill_table(sequence_ids(info[0]), numbers(1, "lengths"), numbers(2, "pages"));
+    Napi::Array result = Napi::Array::New(info.Env(), 2);
+    result.Set(0u, changed.begin);
+    result.Set(1u, changed.end);
+    return result;
   });
 }
 

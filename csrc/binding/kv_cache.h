@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "../runtime/kv_cache.h"
+#include "../runtime/stream.h"
 
 namespace lean::binding {
 
@@ -13,6 +14,9 @@ KvCacheShape kv_cache_shape(const Napi::Object& object);
 
 // The sequences of a call: ids, and for those of an append its counts and stamp.
 KvBatch kv_batch(const Napi::Object& object);
+
+// Rows to write in a stream: everything lies in the device's memory.
+StreamAppend stream_append(const Napi::Object& object, const Backend& device);
 
 class NativeKvCache : public Napi::ObjectWrap<NativeKvCache> {
  public:
@@ -32,6 +36,8 @@ class NativeKvCache : public Napi::ObjectWrap<NativeKvCache> {
   Napi::Value length(const Napi::CallbackInfo& info);           // (id) -> number
   Napi::Value append(const Napi::CallbackInfo& info);           // (ids, counts, starts) -> stamp
   void write(const Napi::CallbackInfo& info);                   // (rows), as lib/native.ts describes them
+  Napi::Value block(const Napi::CallbackInfo& info);            // (layer, 0 for K or 1 for V) -> memory
+  Napi::Value fill_table(const Napi::CallbackInfo& info);       // (ids, lengths, pages) -> [begin, end) of rows
   Napi::Value stats(const Napi::CallbackInfo& info);
   void verify(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);  // calls in flight go on; idempotent

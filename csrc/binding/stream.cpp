@@ -3,6 +3,7 @@
 #include "../runtime/error.h"
 #include "arguments.h"
 #include "environment.h"
+#include "kv_cache.h"
 #include "memory.h"
 
 namespace lean::binding {
@@ -29,15 +30,15 @@ const std::shared_ptr<T>& held(const Napi::Value& value) {
 }  // namespace
 
 Napi::Function NativeStream::define(Napi::Env env) {
-  return DefineClass(
-      env, "NativeStream",
-      {InstanceMethod<&NativeStream::decode>("decode"), InstanceMethod<&NativeStream::upload>("upload"),
-       InstanceMethod<&NativeStream::copy>("copy"), InstanceMethod<&NativeStream::read>("read"),
-       InstanceMethod<&NativeStream::download>("download"), InstanceMethod<&NativeStream::finish>("finish"),
-       InstanceMethod<&NativeStream::record>("record"), InstanceMethod<&NativeStream::wait>("wait"),
-       InstanceMethod<&NativeStream::elapsed>("elapsed"), InstanceMethod<&NativeStream::begin_capture>("beginCapture"),
-       InstanceMethod<&NativeStream::end_capture>("endCapture"), InstanceMethod<&NativeStream::launch>("launch"),
-       InstanceMethod<&NativeStream::close>("close")});
+  return DefineClass(env, "NativeStream",
+                     {InstanceMethod<&NativeStream::decode>("decode"), InstanceMethod<&NativeStream::append>("append"),
+                      InstanceMethod<&NativeStream::upload>("upload"), InstanceMethod<&NativeStream::copy>("copy"),
+                      InstanceMethod<&NativeStream::read>("read"), InstanceMethod<&NativeStream::download>("download"),
+                      InstanceMethod<&NativeStream::finish>("finish"), InstanceMethod<&NativeStream::record>("record"),
+                      InstanceMethod<&NativeStream::wait>("wait"), InstanceMethod<&NativeStream::elapsed>("elapsed"),
+                      InstanceMethod<&NativeStream::begin_capture>("beginCapture"),
+                      InstanceMethod<&NativeStream::end_capture>("endCapture"),
+                      InstanceMethod<&NativeStream::launch>("launch"), InstanceMethod<&NativeStream::close>("close")});
 }
 
 Napi::Object NativeStream::create(Napi::Env env, std::shared_ptr<Backend> device, std::shared_ptr<Stream> stream) {
@@ -60,6 +61,10 @@ Stream& NativeStream::stream() const {
 
 void NativeStream::decode(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] { stream().decode(stream_decode(info[0].As<Napi::Object>(), *device_)); });
+}
+
+void NativeStream::append(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] { stream().append(stream_append(info[0].As<Napi::Object>(), *device_)); });
 }
 
 void NativeStream::upload(const Napi::CallbackInfo& info) {

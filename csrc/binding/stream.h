@@ -19,6 +19,7 @@ class NativeStream : public Napi::ObjectWrap<NativeStream> {
 
  private:
   void decode(const Napi::CallbackInfo& info);
+  void append(const Napi::CallbackInfo& info);           // (rows)
   void upload(const Napi::CallbackInfo& info);           // (target, source)
   void copy(const Napi::CallbackInfo& info);             // (target, source)
   void read(const Napi::CallbackInfo& info);             // (source)

@@ -9,19 +9,21 @@ namespace lean {
 
 // A CTA takes a row: its threads find out once how far each pair turns, then each warp takes a head at a time.
 struct AppendKernel {
-  using Params = AppendParams;
+  using Params = AppendLaunch;
   static constexpr int kThreads = 128;
   static constexpr int kCtasPerSm = 8;
   static constexpr int kSharedBytes = kMaxHeadDim / 2 * sizeof(Rotation);
+  static_assert(sizeof(Params) <= 4096, "what a launch may carry");
 
-  LEAN_DEVICE static void run(const Params& params, char* shared) {
+  LEAN_DEVICE static void run(const Params& launch, char* shared) {
+    const AppendParams& params = launch.append;
     const int32_t row = cta_index_x();
     const RowPlace place = row_place(params, row);
     if (place.slot < 0) return;
     auto* rotations = reinterpret_cast<Rotation*>(shared);
     const int32_t pairs = params.inverse_frequencies ? params.rotary_dims / 2 : 0;
     for (int32_t i = thread_index(); i < pairs; i += num_threads())
-      rotations[i] = rotation(place.position, params.inverse_frequencies[i], params.amplitude);
+      rotations[i] = rotation(place.position, launch.inverse_frequencies[i], params.amplitude);
     sync_cta();
 
     const int64_t at = slot_offset(params, place.slot);
@@ -80,7 +82,7 @@ struct AppendKernel {
   }
 
   // A pair is read and written by one lane, so a head may be rotated where it lies.
-  LEAN_DEVICE static void copy_head(const Params& params, const Elements& from, const Elements& to,
+  LEAN_DEVICE static void copy_head(const AppendParams& params, const Elements& from, const Elements& to,
                                     const Rotation* rotations, int32_t pairs) {
     for (int32_t i = lane_index(); i < pairs; i += kWarpLanes) {
       const RotaryPair pair = rotary_pair(params.pairing, params.rotary_dims, i);

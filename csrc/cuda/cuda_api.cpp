@@ -141,6 +141,8 @@ void destroy_stream(Stream stream) noexcept {
   if (stream) cudaStreamDestroy(native(stream));
 }
 
+void synchronize_device() { check(cudaDeviceSynchronize(), "The work on the device"); }
+
 void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "The work on the device"); }
 
 Event create_event() {

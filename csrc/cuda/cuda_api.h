@@ -50,6 +50,7 @@ void clear(void* memory, size_t bytes, Stream stream);
 
 Stream create_stream();
 void destroy_stream(Stream stream) noexcept;
+void synchronize_device();        // all streams of the current device
 void synchronize(Stream stream);  // reports what went wrong in the work before it
 
 Event create_event();

@@ -101,9 +101,6 @@ class CudaBackend final : public Backend {
     params.slots = static_cast<const int64_t*>(stage(pages_, host.slots, call.slots.size() * sizeof(int64_t)));
     params.positions =
         static_cast<const int32_t*>(stage(lengths_, host.positions, call.positions.size() * sizeof(int32_t)));
-    if (host.inverse_frequencies)
-      params.inverse_frequencies =
-          static_cast<const double*>(stage(frequencies_, host.inverse_frequencies, bytes.frequencies));
     if (host.q) {
       params.q = stage(q_, host.q, bytes.q);
       params.q_out = stage(out_, host.q_out, bytes.q_out);  // gaps between its rows come back as they were
@@ -116,6 +113,7 @@ class CudaBackend final : public Backend {
   void copy_pages(const PageCopyParams& params) override {
     api::use_device(device_);
     const std::lock_guard lock(mutex_);
+    api::synchronize_device();  // streams may be writing what is to be copied; copies are rare
     launch_page_copies(params, stream_);
     api::synchronize(stream_);
   }
@@ -210,7 +208,7 @@ class CudaBackend final : public Backend {
   const api::DeviceInfo info_;
   std::mutex mutex_;  // guards everything below but completion_
   DeviceBuffer q_{device_}, k_{device_}, v_{device_}, out_{device_}, lse_{device_}, lengths_{device_}, pages_{device_},
-      frequencies_{device_}, scratch_{device_}, counters_{device_};
+      scratch_{device_}, counters_{device_};
   bool counters_are_clean_ = false;
   const OwnStream stream_;
   ThreadPool completion_;  // last, so that it ends before what its calls use

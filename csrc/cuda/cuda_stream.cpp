@@ -101,6 +101,12 @@ class CudaStream final : public Stream {
     for (const auto& owner : call.owners) hold(owner);
   }
 
+  void append(const StreamAppend& call) override {
+    api::use_device(device_);
+    launch_append(call.params, stream_);
+    for (const auto& owner : call.owners) hold(owner);
+  }
+
   void upload(const DeviceView& target, const void* source) override {
     refuse_in_capture("upload");
     api::use_device(device_);

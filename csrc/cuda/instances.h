@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "../core/append_params.h"
 #include "../core/numeric.h"
 #include "kernel_config.h"
 
@@ -18,6 +19,11 @@ const void* tile_map_kernel();  // TileMapKernel
 inline constexpr int kTileMapThreads = 512;
 inline constexpr int kTileMapSharedBytes = kTileMapThreads / 32 * 8;
 
+// A launch carries the inverse frequencies itself: nothing has to lie in device memory for it.
+struct AppendLaunch {
+  AppendParams append;
+  double inverse_frequencies[kMaxHeadDim / 2];
+};
 const void* append_kernel();     // AppendKernel
 const void* page_copy_kernel();  // PageCopyKernel
 inline constexpr int kAppendThreads = 128;

@@ -217,8 +217,10 @@ void launch_read(const void* data, size_t bytes, void* sink, int num_processors,
 
 void launch_append(const AppendParams& params, api::Stream stream) {
   if (params.rows == 0) return;
-  AppendParams copy = params;
-  api::launch(append_kernel(), {static_cast<unsigned>(params.rows), 1}, kAppendThreads, kAppendSharedBytes, &copy,
+  AppendLaunch launch{params, {}};
+  if (params.inverse_frequencies)
+    std::copy_n(params.inverse_frequencies, params.rotary_dims / 2, launch.inverse_frequencies);
+  api::launch(append_kernel(), {static_cast<unsigned>(params.rows), 1}, kAppendThreads, kAppendSharedBytes, &launch,
               stream);
 }
 

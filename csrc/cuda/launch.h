@@ -64,7 +64,7 @@ void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, cuda::a
 // The roofline: reads `bytes` (whole units of 16) once. sink: 4 bytes that are left as they are.
 void launch_read(const void* data, size_t bytes, void* sink, int num_processors, cuda::api::Stream stream);
 
-// Writes rows into a KV cache, and copies pages there. All pointers are device memory.
+// Writes rows into a KV cache, and copies pages there. All pointers are device memory, but for inverse_frequencies.
 void launch_append(const AppendParams& params, cuda::api::Stream stream);
 void launch_page_copies(const PageCopyParams& params, cuda::api::Stream stream);
 

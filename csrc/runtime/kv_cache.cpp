@@ -126,6 +126,37 @@ std::vector<int32_t> KvCache::context_lengths(const KvBatch& batch) const {
   return lengths;
 }
 
+KvCache::Block KvCache::layer_block(int32_t layer, int32_t which) const {
+  check_layer(layer);
+  char* data = block(layer, which);
+  return {std::shared_ptr<void>(memory_, data), reinterpret_cast<std::byte*>(data), static_cast<size_t>(block_bytes_)};
+}
+
+KvCache::Rows KvCache::fill_table(std::span<const SequenceId> ids, std::span<int32_t> lengths,
+                                  std::span<int32_t> pages) const {
+  check_batch({{ids.begin(), ids.end()}, {}, 0}, false);
+  const size_t rows = lengths.size(), max_pages = rows == 0 ? 0 : pages.size() / rows;
+  if (ids.size() > rows)
+    refuse("Expected at most " + std::to_string(rows) + " sequences, the table's rows, got " +
+           std::to_string(ids.size()));
+  for (size_t i = 0; i < ids.size(); ++i)
+    if (pages_.pages(ids[i]).size() > max_pages)
+      refuse("Expected `sequences[" + std::to_string(i) + "]` to take at most " + std::to_string(max_pages) +
+             " pages, the table's columns, got " + std::to_string(pages_.pages(ids[i]).size()));
+  Rows changed{0, 0};
+  for (size_t i = 0; i < rows; ++i) {
+    lengths[i] = i < ids.size() ? pages_.length(ids[i]) : 0;
+    if (i >= ids.size()) continue;  // of an idle row nobody reads the pages
+    const std::span<const int32_t> now = pages_.pages(ids[i]);
+    const auto row = pages.subspan(i * max_pages, now.size());
+    if (std::equal(now.begin(), now.end(), row.begin())) continue;
+    std::copy(now.begin(), now.end(), row.begin());
+    if (changed.begin == changed.end) changed.begin = static_cast<int32_t>(i);
+    changed.end = static_cast<int32_t>(i + 1);
+  }
+  return changed;
+}
+
 void KvCache::read(const KvBatch& batch, int32_t layer, DecodeCall& call) const {
   check_layer(layer);
   check_batch(batch, false);

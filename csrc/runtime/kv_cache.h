@@ -52,6 +52,23 @@ class KvCache {
   // Gives a decode call K, V, the page table of those rows and a share in the memory.
   void read(const KvBatch& batch, int32_t layer, DecodeCall& call) const;
 
+  // K (0) or V (1) of a layer, as [num_pages, page_tokens, num_kv_heads, head_dim], for those who decode on their own.
+  struct Block {
+    std::shared_ptr<void> owner;
+    std::byte* data;
+    size_t bytes;
+  };
+  Block layer_block(int32_t layer, int32_t which) const;
+
+  // Puts sequences into the first rows of a table, and leaves the others idle: lengths[rows] and pages[rows,
+  // max_pages]. Returns the range of rows whose pages have changed. Throws Error(kInvalidArgument) for a sequence of
+  // more pages.
+  struct Rows {
+    int32_t begin;
+    int32_t end;
+  };
+  Rows fill_table(std::span<const SequenceId> ids, std::span<int32_t> lengths, std::span<int32_t> pages) const;
+
  private:
   void check_batch(const KvBatch& batch, bool writes) const;
   void check_layer(int32_t layer) const;

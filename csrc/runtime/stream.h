@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "../core/append_params.h"
 #include "../core/decode_params.h"
 #include "backend.h"
 #include "plan.h"
@@ -28,6 +29,13 @@ struct StreamDecode {
   std::vector<std::shared_ptr<void>> owners;  // of all that the parameters point to
 };
 
+// Rows to write into a KV cache whose places are found from context lengths and a page table in the device's memory.
+struct StreamAppend {
+  AppendParams params{};                    // its inverse_frequencies point into this call
+  std::vector<double> inverse_frequencies;  // empty: nothing is rotated
+  std::vector<std::shared_ptr<void>> owners;
+};
+
 class StreamEvent {
  public:
   virtual ~StreamEvent() = default;
@@ -45,6 +53,7 @@ class Stream {
   virtual ~Stream() = default;
 
   virtual void decode(const StreamDecode& call) = 0;
+  virtual void append(const StreamAppend& call) = 0;
   virtual void upload(const DeviceView& target, const void* source) = 0;  // the source may change afterwards
   virtual void copy(const DeviceView& target, const DeviceView& source) = 0;
   virtual void read(const DeviceView& source) = 0;  // its whole units of 16 bytes, once, and nothing else: the roofline

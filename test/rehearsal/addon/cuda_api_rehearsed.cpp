@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -216,19 +217,40 @@ void clear(void* address, size_t bytes, Stream stream) {
   enqueue(stream, [=] { memset(address, 0, bytes); });
 }
 
+namespace {
+
+// All of them, for the calls that wait for the whole device.
+std::set<RehearsedStream*>& streams() {
+  static std::set<RehearsedStream*> streams;
+  return streams;
+}
+
+}  // namespace
+
 Stream create_stream() {
   check_alive();
+  const std::lock_guard lock(machine_mutex());
   ++cuda_control().live_streams;
-  return new RehearsedStream;
+  auto* stream = new RehearsedStream;
+  streams().insert(stream);
+  return stream;
 }
 void destroy_stream(Stream stream) noexcept {
   if (!stream) return;
+  const std::lock_guard lock(machine_mutex());
   try {
     drain(*opened(stream));
   } catch (const Error&) {
   }
+  streams().erase(opened(stream));
   --cuda_control().live_streams;
   delete opened(stream);
+}
+void synchronize_device() {
+  check_alive();
+  const std::lock_guard lock(machine_mutex());
+  for (RehearsedStream* stream : streams()) drain(*stream);
+  check_alive();
 }
 void synchronize(Stream stream) {
   check_alive();
@@ -304,7 +326,7 @@ std::function<void(std::byte*)> kernel_body(const void* kernel, const void* para
       rehearsal::tile_map_instance.run(map.kernel, map.tile_tokens, shared_memory(bytes));
     };
   if (kernel == append_kernel())
-    return [=, call = *static_cast<const AppendParams*>(params)](std::byte* bytes) {
+    return [=, call = *static_cast<const AppendLaunch*>(params)](std::byte* bytes) {
       AppendKernel::run(call, shared_memory(bytes));
     };
   if (kernel == page_copy_kernel())

@@ -1,0 +1,128 @@
+// A batch of a KV cache's sequences as work in a stream finds it: context lengths and page table in the device's memory.
+import { DTYPE_CODES, type DType } from './dtype';
+import { type KvCache, type Sequence, sequenceIds } from './kv-cache';
+import { expectRows, rowNumbers } from './kv-step';
+import { type DeviceTensor, expectDeviceTensor } from './memory';
+import type { NativeKvCache, NativeStreamRows } from './native';
+import type { StreamWriteOptions } from './options';
+import { prepareRotary } from './rotary';
+import type { Stream } from './stream';
+import { isContiguous } from './tensor';
+import { describe, expectInteger, expectObject } from './validate';
+
+/**
+ * Made by `cache.createTable`. It has a fixed number of rows, so that a captured graph serves every later step: rows without
+ * a sequence are idle, of length 0.
+ */
+export class KvTable {
+  readonly cache: KvCache;
+  /** Sequences of a batch at most. */
+  readonly rows: number;
+  /** Pages of a sequence at most. */
+  readonly maxPages: number;
+  /** i32 [rows], as a decode in a stream takes them. */
+  readonly contextLengths: DeviceTensor;
+  /** i32 [rows, maxPages] */
+  readonly pageTable: DeviceTensor;
+  readonly #open: () => NativeKvCache;
+  // What the device holds, but for uploads that are still enqueued.
+  readonly #lengths: Int32Array;
+  readonly #pages: Int32Array;
+  readonly #blocks = new Map<number, { k: DeviceTensor; v: DeviceTensor }>();
+
+  /** @internal */
+  constructor(cache: KvCache, rows: number, maxPages: number, open: () => NativeKvCache) {
+    this.cache = cache;
+    this.rows = rows;
+    this.maxPages = maxPages;
+    this.#open = open;
+    this.contextLengths = cache.device.alloc([rows], { dtype: 'i32' });
+    this.pageTable = cache.device.alloc([rows, maxPages], { dtype: 'i32' });
+    this.#lengths = new Int32Array(rows);
+    this.#pages = new Int32Array(rows * maxPages);
+  }
+
+  /**
+   * Enqueues what puts sequences, as they are now, into the first rows, and leaves the others idle. All lengths go up, and of
+   * the page table the rows from the first to the last that have changed.
+   */
+  update(stream: Stream, sequences: readonly Sequence[]): void {
+    const native = this.#open();
+    const ids = sequences.length === 0 ? new Float64Array(0) : sequenceIds(this.cache, sequences);
+    const [begin, end] = native.fillTable(ids, this.#lengths, this.#pages);
+    stream.upload(this.#lengths, this.contextLengths);
+    if (begin === end) return;
+    stream.upload(this.#pages.subarray(begin * this.maxPages, end * this.maxPages), this.pageTable.slice(begin, end));
+  }
+
+  /** @internal The pages of a layer, the same objects in every step. */
+  blocks(layer: number): { k: DeviceTensor; v: DeviceTensor } {
+    this.#open();
+    const blocks = this.#blocks.get(layer) ?? this.cache.layer(layer);
+    this.#blocks.set(layer, blocks);
+    return blocks;
+  }
+
+  /** Lets its memory go, once enqueued work no longer uses it. Idempotent. */
+  dispose(): void {
+    this.contextLengths.dispose();
+    this.pageTable.dispose();
+    for (const { k, v } of this.#blocks.values()) {
+      k.dispose();
+      v.dispose();
+    }
+    this.#blocks.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** From the options of a write in a stream to what native code takes. */
+export function prepareStreamRows(options: StreamWriteOptions): NativeStreamRows {
+  expectObject('options', options);
+  const { table } = options;
+  if (!(table instanceof KvTable)) throw new TypeError(`Expected \`table\` to be a KvTable, got ${describe(table)}`);
+  const { cache, rows } = table;
+  const { numKvHeads, headDim } = cache;
+  const layer = expectInteger('layer', options.layer, 0, cache.layers - 1);
+  const k = expectRows('k', expectNumbers('k', options.k), rows, numKvHeads, headDim);
+  const v = expectRows('v', expectNumbers('v', options.v), rows, numKvHeads, headDim);
+  const q = options.q === undefined ? null : expectRows('q', expectNumbers('q', options.q), rows, null, headDim);
+  if (q !== null && options.rotary === undefined) throw new RangeError('Expected `q` only with `rotary`, got it alone');
+  if (q === null && options.qOut !== undefined) throw new RangeError('Expected `qOut` only with `q`, got it alone');
+  let qOut = q;
+  if (q !== null && options.qOut !== undefined) {
+    qOut = expectRows('qOut', expectNumbers('qOut', options.qOut, q.dtype), rows, q.shape[1], headDim);
+    if (!isContiguous(qOut)) {
+      throw new RangeError(`Expected \`qOut\` to be contiguous, got strides [${qOut.strides.join(', ')}]`);
+    }
+  }
+  const pages = table.blocks(layer);
+  const rotary = options.rotary === undefined ? null : prepareRotary(options.rotary, headDim);
+  return {
+    ...rowNumbers({ k, v, q, qOut }, rotary),
+    k: k.view,
+    v: v.view,
+    q: q === null ? null : q.view,
+    qOut: qOut === null ? null : qOut.view,
+    kPages: pages.k.view,
+    vPages: pages.v.view,
+    contextLengths: table.contextLengths.view,
+    pageTable: table.pageTable.view,
+    rows,
+    numKvHeads,
+    headDim,
+    kvType: DTYPE_CODES[cache.dtype],
+    numPages: cache.numPages,
+    pageTokens: cache.pageTokens,
+    maxPages: table.maxPages,
+  };
+}
+
+function expectNumbers(name: string, value: unknown, dtype?: DType): DeviceTensor & { dtype: DType } {
+  const t = expectDeviceTensor(name, value, dtype);
+  if (t.dtype === 'i32') throw new TypeError(`Expected \`${name}\` dtype to be 'f32', 'f16' or 'bf16', got 'i32'`);
+  return t as DeviceTensor & { dtype: DType };
+}

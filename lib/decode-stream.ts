@@ -1,10 +1,44 @@
 // From the options of a decode in a stream to what native code takes: everything lies in the device's memory.
 import { prepareCache, prepareQueries, prepareScale, prepareSchedule } from './decode';
 import { type DeviceTensor, expectDeviceTensor } from './memory';
-import type { NativeStreamCall } from './native';
+import type { NativeKvShape, NativeQueryShape, NativeSchedule, NativeStreamCall } from './native';
 import type { StreamDecodeOptions } from './options';
 import { isContiguous } from './tensor';
 import { expectObject } from './validate';
+
+// A stream's call is made for every layer of every step: its numbers go over in one array, which is used again for every
+// call (native code reads it before it returns). Their order is that of kStreamNumbers in csrc/binding/arguments.cpp.
+const SCHEDULE_NUMBERS = [
+  'strategy',
+  'workers',
+  'splits',
+  'copies',
+  'ctasPerSm',
+] as const satisfies (keyof NativeSchedule)[];
+const QUERY_NUMBERS = [
+  'qType',
+  'batch',
+  'queryLen',
+  'numQueryHeads',
+  'headDim',
+  'qSequenceStride',
+  'qQueryStride',
+  'qHeadStride',
+] as const satisfies (keyof NativeQueryShape)[];
+const CACHE_NUMBERS = [
+  'kvType',
+  'numKvHeads',
+  'numPages',
+  'pageTokens',
+  'kPageStride',
+  'kTokenStride',
+  'kHeadStride',
+  'vPageStride',
+  'vTokenStride',
+  'vHeadStride',
+] as const satisfies (keyof NativeKvShape)[];
+/** And the pages that a sequence may have, and the scale. */
+const numbers = new Float64Array(SCHEDULE_NUMBERS.length + QUERY_NUMBERS.length + CACHE_NUMBERS.length + 2);
 
 /** The call of a stream: native code reads the lengths and the page table when the work runs. */
 export function prepareStreamCall(options: StreamDecodeOptions): NativeStreamCall {
@@ -26,10 +60,15 @@ export function prepareStreamCall(options: StreamDecodeOptions): NativeStreamCal
   expectDeviceShape('out', out, q.shape);
   const lse = expectDeviceTensor('lse', options.lse, 'f32');
   expectDeviceShape('lse', lse, q.shape.slice(0, -1));
+  const schedule = prepareSchedule(options);
+  let next = 0;
+  for (const name of SCHEDULE_NUMBERS) numbers[next++] = schedule[name];
+  for (const name of QUERY_NUMBERS) numbers[next++] = queries.shape[name];
+  for (const name of CACHE_NUMBERS) numbers[next++] = shape[name];
+  numbers[next++] = table === null ? 1 : table.shape[1];
+  numbers[next++] = prepareScale(options.scale, headDim);
   return {
-    ...queries.shape,
-    ...shape,
-    ...prepareSchedule(options),
+    numbers,
     q: options.q.view,
     k: options.k.view,
     v: options.v.view,
@@ -37,8 +76,6 @@ export function prepareStreamCall(options: StreamDecodeOptions): NativeStreamCal
     lse: lse.view,
     contextLengths: lengths.view,
     pageTable: table === null ? null : table.view,
-    maxPages: table === null ? 1 : table.shape[1],
-    scale: prepareScale(options.scale, headDim),
   };
 }
 

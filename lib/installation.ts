@@ -19,7 +19,7 @@ export interface Installation {
     available: boolean;
     /** Why not, and what to do; empty where available. */
     reason: string;
-    devices: { index: number; name: string; computeCapability: string; memoryBytes: number }[];
+    devices: { index: number; name: string; computeCapability: string; memoryBytes: number; l2Bytes: number }[];
   };
   addon: { path: string; napiVersion: number; compiler: string; buildType: string };
 }

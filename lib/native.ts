@@ -71,8 +71,9 @@ export interface NativeTensorCall extends NativeQueries, NativeKvShape {
   plan: NativePlan | null;
 }
 
-/** The same in a stream: everything lies in the device's memory. */
-export interface NativeStreamCall extends NativeQueryShape, NativeKvShape, NativeSchedule {
+/** The same in a stream: everything lies in the device's memory, and the numbers in one array (lib/decode-stream.ts). */
+export interface NativeStreamCall {
+  numbers: Float64Array;
   q: NativeView;
   k: NativeView;
   v: NativeView;
@@ -80,7 +81,6 @@ export interface NativeStreamCall extends NativeQueryShape, NativeKvShape, Nativ
   lse: NativeView;
   contextLengths: NativeView;
   pageTable: NativeView | null;
-  scale: number;
 }
 
 /** Sequences of a cache by their ids; with counts and stamp, the tokens that an append made room for. */
@@ -229,6 +229,7 @@ export interface NativeStream {
   append(rows: NativeStreamRows): void;
   upload(target: NativeView, source: ArrayBufferView): void;
   copy(target: NativeView, source: NativeView): void;
+  read(source: NativeView): void;
   download(source: NativeView, target: ArrayBufferView): Promise<void>;
   finish(): Promise<void>;
   record(): NativeEvent;
@@ -249,7 +250,7 @@ export interface Native {
   cudaStatus(): {
     built: boolean;
     reason: string;
-    devices: { index: number; name: string; computeCapability: string; memoryBytes: number }[];
+    devices: { index: number; name: string; computeCapability: string; memoryBytes: number; l2Bytes: number }[];
   };
   convert(source: ArrayBufferView, sourceType: number, target: ArrayBufferView, targetType: number): void;
   mergeStates(

@@ -99,6 +99,14 @@ export class Stream {
   }
 
   /**
+   * Enqueues a plain read of a tensor, of its whole units of 16 bytes, and nothing else: the yardstick for a decode over
+   * as many bytes.
+   */
+  read(source: DeviceTensor): void {
+    this.#open().read(expectDeviceTensor('source', source).view);
+  }
+
+  /**
    * Enqueues a copy from the device, and resolves with the tensor (a new one, or `target`) once it is there. All that was
    * enqueued before is then over too. The target must stay as it is until then.
    */
@@ -130,7 +138,7 @@ export class Stream {
   }
 
   /**
-   * Captures what `body` enqueues here, without running it, as a graph: decodes and copies on the device. `body` must
+   * Captures what `body` enqueues here, without running it, as a graph: decodes, reads and copies on the device. `body` must
    * enqueue and nothing else; it cannot be asynchronous.
    */
   capture(body: () => void): Graph {

@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
 import {
   benchChart,
+  describeTrial,
   failedRows,
   formatCsv,
   inProcess,
@@ -98,11 +99,42 @@ describe('bench', () => {
     expect(err).toContain('--device cpu works without it.');
   });
 
+  it('overhead: what a call costs, for batches of unequal size', async () => {
+    const { exitCode, out, err } = await inProcess([
+      ...['bench', '--preset', 'overhead', '--device', 'cpu'],
+      ...['--json', at('overhead.json')],
+    ]);
+    expect({ exitCode, err }).toEqual({ exitCode: 0, err: '' });
+    expect(out).toContain('device.decodeSync');
+    const { schema, environment, overhead } = JSON.parse(readFileSync(at('overhead.json'), 'utf8'));
+    expect(schema).toBe(1);
+    expect(environment).toMatchObject({ node: process.version, instructionSet: expect.any(String) });
+    expect(overhead.map(({ batch }: { batch: number }) => batch)).toEqual([1, 8, 64, 256]);
+    for (const row of overhead) {
+      expect(row).toMatchObject({ device: 'cpu', call: 'device.decodeSync' });
+      expect(row.medianUs).toBeGreaterThan(0);
+      expect(row.p10Us).toBeLessThanOrEqual(row.p90Us);
+    }
+    const refused = await inProcess(['bench', '--preset', 'overhead', '--context', '64']);
+    expect(refused).toEqual({
+      exitCode: 2,
+      out: '',
+      err: 'lean-attention: Expected --preset overhead without --context, got both.\n',
+    });
+  });
+
   it('an error past the bound, or NaN, fails the run by a sentence', () => {
     const [trial] = listTrials('quick', ['f16'], { contexts: [64] });
     const row = { strategy: 'lean', relativeError: 4e-4, fractionOfRoofline: 1, medianUs: 1, kvBytes: 1 } as never;
     const withError = (relativeError: number) => [
-      { trial, rows: [{ ...(row as object), relativeError } as never], reads: [1], outputTiles: 8, checkedTiles: 8 },
+      {
+        trial,
+        rows: [{ ...(row as object), relativeError } as never],
+        plans: [],
+        reads: [1],
+        outputTiles: 8,
+        checkedTiles: 8,
+      },
     ];
     expect(failedRows(withError(5e-4))).toEqual([]);
     expect(failedRows(withError(6e-4)).map(({ sentence }) => sentence)).toEqual([
@@ -146,6 +178,20 @@ describe('bench', () => {
     expect(listTrials('llama3-8b', ['f16'], { ragged: [5, 6] })).toMatchObject([
       { contextLengths: [5, 6], paged: true },
     ]);
+    const ragged = listTrials('ragged', ['f16'], {});
+    expect(ragged).toHaveLength(18);
+    expect(ragged.map(describeTrial)).toEqual(
+      expect.arrayContaining([
+        'MQA 8/1 d128 f16 64 x 512',
+        'GQA 32/8 d128 f16 64k, 31 x 4k',
+        'MQA 8/1 d128 f16 16k, 15 x 64',
+      ]),
+    );
+    expect(ragged.filter(({ paged }) => !paged)).toHaveLength(4);
+    const paper = listTrials('paper', ['f16'], {});
+    expect(new Set(paper.map(({ headDim }) => headDim))).toEqual(new Set([64, 128]));
+    expect(Math.max(...paper.flatMap(({ contextLengths }) => contextLengths))).toBe(512 * 1024);
+    expect(Math.max(...paper.map(({ contextLengths }) => contextLengths.length))).toBe(16);
     for (const name of Object.keys(PRESETS)) expect(listTrials(name, ['f16'], {}).length).toBeGreaterThan(2);
   });
 
@@ -156,14 +202,11 @@ describe('bench', () => {
     expect(median([])).toBeNaN();
     expect(formatCsv({ rows: [] } as never)).toBe('');
     expectWellFormed(
-      benchChart(
-        {
-          environment: { cpu: 'A & B <"\'>', threads: 2, instructionSet: 'avx2' },
-          roofline: { readGBps: 1 },
-          rows: [],
-        } as never,
-        [],
-      ),
+      benchChart({
+        environment: { cpu: 'A & B <"\'>', threads: 2, instructionSet: 'avx2' },
+        roofline: { readGBps: 1 },
+        rows: [],
+      } as never),
     );
   });
 });

@@ -279,6 +279,20 @@ describe('streams', () => {
     expect(await failure(() => promise)).toMatchObject({ code: 'BUFFER_DETACHED' });
   });
 
+  test('a plain read leaves everything as it is, in a graph too', async () => {
+    const source = cuda.library.tensor(Float32Array.of(1, 2, 3, 4, 5), [5]);
+    const up = keep(cuda.device.upload(source));
+    const { launches } = cuda.addon.cudaAlive();
+    stream.read(up);
+    const graph = stream.capture(() => stream.read(up));
+    stream.launch(graph);
+    expect([...(await stream.download(up)).data]).toEqual([1, 2, 3, 4, 5]);
+    expect(cuda.addon.cudaAlive().launches).toBe(launches + 2);
+    const odd = cuda.device.wrap(up.pointer + 4n, [4]);
+    expect(() => stream.read(odd)).toThrow('Expected `source` to begin at a multiple of 16 bytes');
+    expect(() => stream.read(source as never)).toThrow("Expected `source` to be a tensor in the device's memory");
+  });
+
   test('downloads in flight at once keep apart', async () => {
     const tensors = Array.from({ length: 9 }, (_, i) =>
       keep(cuda.device.upload(cuda.library.tensor(new Float32Array(i + 1).fill(i), [i + 1]))),

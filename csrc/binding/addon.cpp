@@ -66,6 +66,7 @@ Napi::Value cuda_status(const Napi::CallbackInfo& info) {
       entry.Set("name", device.name);
       entry.Set("computeCapability", device.compute_capability);
       entry.Set("memoryBytes", static_cast<double>(device.memory_bytes));
+      entry.Set("l2Bytes", static_cast<double>(device.l2_bytes));
       devices.Set(devices.Length(), entry);
     }
     Napi::Object result = Napi::Object::New(env);

@@ -22,8 +22,56 @@ std::span<std::byte> pinned_bytes(const Napi::Object& object, const char* name, 
   return bytes;
 }
 
-CacheStrides cache_strides(const Napi::Object& object, const char* page, const char* token, const char* head) {
-  return {integer(object, page), integer(object, token), integer(object, head)};
+// The numbers of a stream's call, in the order of lib/decode-stream.ts.
+constexpr const char* kStreamNumbers[] = {
+    "strategy",        "workers",      "splits",      "copies",        "ctasPerSm",
+    "qType",           "batch",        "queryLen",    "numQueryHeads", "headDim",
+    "qSequenceStride", "qQueryStride", "qHeadStride", "kvType",        "numKvHeads",
+    "numPages",        "pageTokens",   "kPageStride", "kTokenStride",  "kHeadStride",
+    "vPageStride",     "vTokenStride", "vHeadStride", "maxPages",      "scale"};
+
+// A stream's call is made for every layer of every step, so its numbers come in one array: reading a property of an
+// object costs more than all of them.
+class Numbers {
+ public:
+  explicit Numbers(const Napi::Value& value) {
+    const std::span<std::byte> bytes = bytes_of(value, "numbers");
+    if (bytes.size() != sizeof values_) refuse("Expected `numbers` to hold " + std::to_string(kCount) + " numbers");
+    memcpy(values_, bytes.data(), sizeof values_);
+  }
+
+  // They are asked for nearly in their order, so the search ends where it begins.
+  double at(const char* name) const {
+    for (size_t tried = 0; tried < kCount; ++tried, last_ = (last_ + 1) % kCount)
+      if (strcmp(kStreamNumbers[last_], name) == 0) return values_[last_];
+    refuse("Expected a number named " + std::string(name));
+  }
+
+ private:
+  static constexpr size_t kCount = std::size(kStreamNumbers);
+  double values_[kCount];
+  mutable size_t last_ = 0;
+};
+
+// The checks of a number, wherever it was found.
+int64_t to_integer(double value, const char* name) {
+  constexpr double kMaxSafeInteger = 9007199254740991.0;
+  if (!(value >= -kMaxSafeInteger && value <= kMaxSafeInteger) ||
+      value != static_cast<double>(static_cast<int64_t>(value)))
+    refuse("Expected " + std::string(name) + " to be an integer, got " + std::to_string(value));
+  return static_cast<int64_t>(value);
+}
+
+int32_t to_int32(double number, const char* name) {
+  const int64_t value = to_integer(number, name);
+  if (value < INT32_MIN || value > INT32_MAX)
+    refuse("Expected " + std::string(name) + " to fit 32 bits, got " + std::to_string(value));
+  return static_cast<int32_t>(value);
+}
+
+DType to_dtype(double type) {
+  if (!(type == 0 || type == 1 || type == 2)) refuse("Expected a dtype number from 0 to 2");
+  return static_cast<DType>(static_cast<int>(type));
 }
 
 }  // namespace
@@ -60,26 +108,12 @@ double number(const Napi::Object& object, const char* name) {
   return value.As<Napi::Number>().DoubleValue();
 }
 
-int64_t integer(const Napi::Object& object, const char* name) {
-  const double value = number(object, name);
-  constexpr double kMaxSafeInteger = 9007199254740991.0;
-  if (!(value >= -kMaxSafeInteger && value <= kMaxSafeInteger) ||
-      value != static_cast<double>(static_cast<int64_t>(value)))
-    refuse("Expected " + std::string(name) + " to be an integer, got " + std::to_string(value));
-  return static_cast<int64_t>(value);
-}
+int64_t integer(const Napi::Object& object, const char* name) { return to_integer(number(object, name), name); }
 
-int32_t int32(const Napi::Object& object, const char* name) {
-  const int64_t value = integer(object, name);
-  if (value < INT32_MIN || value > INT32_MAX)
-    refuse("Expected " + std::string(name) + " to fit 32 bits, got " + std::to_string(value));
-  return static_cast<int32_t>(value);
-}
+int32_t int32(const Napi::Object& object, const char* name) { return to_int32(number(object, name), name); }
 
 DType dtype(const Napi::Value& value) {
-  const int32_t type = value.IsNumber() ? value.As<Napi::Number>().Int32Value() : -1;
-  if (type < 0 || type > 2) refuse("Expected a dtype number from 0 to 2");
-  return static_cast<DType>(type);
+  return to_dtype(value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1.0);
 }
 
 void expect_apart(const NamedMemory& target, std::initializer_list<NamedMemory> others) {
@@ -90,7 +124,22 @@ void expect_apart(const NamedMemory& target, std::initializer_list<NamedMemory> 
              "` uses too");
 }
 
-PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths) {
+// The same of both kinds of calls, for the templates below.
+static double number(const Numbers& numbers, const char* name) { return numbers.at(name); }
+static int64_t integer(const Numbers& numbers, const char* name) { return to_integer(numbers.at(name), name); }
+static int32_t int32(const Numbers& numbers, const char* name) { return to_int32(numbers.at(name), name); }
+static DType dtype(const Numbers& numbers, const char* name) { return to_dtype(numbers.at(name)); }
+static DType dtype(const Napi::Object& object, const char* name) { return dtype(object.Get(name)); }
+
+namespace {
+
+template <class Fields>
+CacheStrides cache_strides(const Fields& object, const char* page, const char* token, const char* head) {
+  return {integer(object, page), integer(object, token), integer(object, head)};
+}
+
+template <class Fields>
+PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   PlanRequest request;
   const int64_t strategy = integer(object, "strategy");
   if (strategy < 0 || strategy > 2) refuse("Expected a strategy number from 0 to 2, got " + std::to_string(strategy));
@@ -103,7 +152,7 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std
       request.splits > kMaxWorkers || request.num_kv_heads < 1)
     refuse("Expected workers from 0 to 1048576, splits from 0 to 1048576 and at least one KV head");
   request.head_dim = int32(object, "headDim");
-  request.kv_type = dtype(object.Get("kvType"));
+  request.kv_type = dtype(object, "kvType");
   const int64_t copies = integer(object, "copies");
   if (copies < 0 || copies > 2) refuse("Expected a copy path from 0 to 2, got " + std::to_string(copies));
   request.launch = {static_cast<CopyPath>(copies), int32(object, "ctasPerSm")};
@@ -111,12 +160,17 @@ PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std
   const int32_t query_heads = int32(object, "numQueryHeads"), query_len = int32(object, "queryLen");
   if (query_heads < 1 || query_len < 1) refuse("Expected at least one query head and one query");
   request.rows = int64_t{query_heads} / request.num_kv_heads * query_len;
+  if (request.processors == 0) request.processors = backend.default_workers(request);
+  return request;
+}
+
+}  // namespace
+
+PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths) {
+  PlanRequest request = read_plan_request(object, backend);
   request.heads_adjacent = object.Get("headsAdjacent").ToBoolean();
   // Workers that the caller forces cut the work tile by tile.
-  if (request.processors == 0) {
-    request.processors = backend.default_workers(request);
-    request.heads_per_tile = backend.heads_per_tile(request, context_lengths);
-  }
+  if (integer(object, "workers") == 0) request.heads_per_tile = backend.heads_per_tile(request, context_lengths);
   return request;
 }
 
@@ -139,8 +193,9 @@ std::span<std::byte> operand(const Napi::Object& object, const char* name, const
   return {memory.data, memory.bytes};
 }
 
-void read_query_shape(const Napi::Object& object, DecodeParams& params) {
-  params.q_type = dtype(object.Get("qType"));
+template <class Fields>
+void read_query_shape(const Fields& object, DecodeParams& params) {
+  params.q_type = dtype(object, "qType");
   params.batch = int32(object, "batch");
   params.query_len = int32(object, "queryLen");
   params.num_query_heads = int32(object, "numQueryHeads");
@@ -149,8 +204,9 @@ void read_query_shape(const Napi::Object& object, DecodeParams& params) {
                       integer(object, "qHeadStride")};
 }
 
-void read_kv_shape(const Napi::Object& object, DecodeParams& params) {
-  params.kv_type = dtype(object.Get("kvType"));
+template <class Fields>
+void read_kv_shape(const Fields& object, DecodeParams& params) {
+  params.kv_type = dtype(object, "kvType");
   params.num_kv_heads = int32(object, "numKvHeads");
   params.head_dim = int32(object, "headDim");
   params.num_pages = int32(object, "numPages");
@@ -204,6 +260,10 @@ void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& c
 
 }  // namespace
 
+PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
+  return read_plan_request(object, backend);
+}
+
 std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
                                         std::vector<Napi::Object>& pinned) {
   auto call = std::make_shared<DecodeCall>();
@@ -235,15 +295,16 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
 
 StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
   StreamDecode call;
+  const Numbers numbers(object.Get("numbers"));
   const auto view = [&](const char* name) {
     DeviceView memory = device_view(object.Get(name), name, backend);
     call.owners.push_back(std::move(memory.owner));
     return std::span<std::byte>(memory.data, memory.bytes);
   };
-  call.request = plan_request(object, backend, {});
+  call.request = read_plan_request(numbers, backend);
   DecodeParams& params = call.params;
-  read_query_shape(object, params);
-  read_kv_shape(object, params);
+  read_query_shape(numbers, params);
+  read_kv_shape(numbers, params);
   const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
   const auto lengths = view("contextLengths");
   const bool is_paged = object.Get("pageTable").IsObject();

@@ -30,15 +30,15 @@ const std::shared_ptr<T>& held(const Napi::Value& value) {
 }  // namespace
 
 Napi::Function NativeStream::define(Napi::Env env) {
-  return DefineClass(
-      env, "NativeStream",
-      {InstanceMethod<&NativeStream::decode>("decode"), InstanceMethod<&NativeStream::append>("append"),
-       InstanceMethod<&NativeStream::upload>("upload"), InstanceMethod<&NativeStream::copy>("copy"),
-       InstanceMethod<&NativeStream::download>("download"), InstanceMethod<&NativeStream::finish>("finish"),
-       InstanceMethod<&NativeStream::record>("record"), InstanceMethod<&NativeStream::wait>("wait"),
-       InstanceMethod<&NativeStream::elapsed>("elapsed"), InstanceMethod<&NativeStream::begin_capture>("beginCapture"),
-       InstanceMethod<&NativeStream::end_capture>("endCapture"), InstanceMethod<&NativeStream::launch>("launch"),
-       InstanceMethod<&NativeStream::close>("close")});
+  return DefineClass(env, "NativeStream",
+                     {InstanceMethod<&NativeStream::decode>("decode"), InstanceMethod<&NativeStream::append>("append"),
+                      InstanceMethod<&NativeStream::upload>("upload"), InstanceMethod<&NativeStream::copy>("copy"),
+                      InstanceMethod<&NativeStream::read>("read"), InstanceMethod<&NativeStream::download>("download"),
+                      InstanceMethod<&NativeStream::finish>("finish"), InstanceMethod<&NativeStream::record>("record"),
+                      InstanceMethod<&NativeStream::wait>("wait"), InstanceMethod<&NativeStream::elapsed>("elapsed"),
+                      InstanceMethod<&NativeStream::begin_capture>("beginCapture"),
+                      InstanceMethod<&NativeStream::end_capture>("endCapture"),
+                      InstanceMethod<&NativeStream::launch>("launch"), InstanceMethod<&NativeStream::close>("close")});
 }
 
 Napi::Object NativeStream::create(Napi::Env env, std::shared_ptr<Backend> device, std::shared_ptr<Stream> stream) {
@@ -83,6 +83,10 @@ void NativeStream::copy(const Napi::CallbackInfo& info) {
     expect_same_size(target.bytes, source.bytes);
     stream().copy(target, source);
   });
+}
+
+void NativeStream::read(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] { stream().read(device_view(info[0], "source", *device_)); });
 }
 
 Napi::Value NativeStream::download(const Napi::CallbackInfo& info) {

@@ -22,6 +22,7 @@ class NativeStream : public Napi::ObjectWrap<NativeStream> {
   void append(const Napi::CallbackInfo& info);           // (rows)
   void upload(const Napi::CallbackInfo& info);           // (target, source)
   void copy(const Napi::CallbackInfo& info);             // (target, source)
+  void read(const Napi::CallbackInfo& info);             // (source)
   Napi::Value download(const Napi::CallbackInfo& info);  // (source, target): a promise of undefined
   Napi::Value finish(const Napi::CallbackInfo& info);    // a promise of undefined
   Napi::Value record(const Napi::CallbackInfo& info);    // an event

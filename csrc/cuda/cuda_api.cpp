@@ -65,9 +65,13 @@ int count_devices(std::string& problem) noexcept {
 DeviceInfo device_info(int device) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "Reading the device's properties");
-  return {properties.name,           properties.major,
-          properties.minor,          properties.multiProcessorCount,
-          properties.totalGlobalMem, properties.sharedMemPerBlockOptin};
+  return {properties.name,
+          properties.major,
+          properties.minor,
+          properties.multiProcessorCount,
+          properties.totalGlobalMem,
+          static_cast<size_t>(properties.l2CacheSize),
+          properties.sharedMemPerBlockOptin};
 }
 
 void use_device(int device) { check(cudaSetDevice(device), "Choosing the device"); }

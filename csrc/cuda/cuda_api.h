@@ -22,6 +22,7 @@ struct DeviceInfo {
   int minor;
   int num_processors;
   size_t memory_bytes;
+  size_t l2_bytes;
   size_t shared_bytes_per_block;  // the most that a kernel may ask for
 };
 

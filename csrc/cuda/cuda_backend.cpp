@@ -67,7 +67,7 @@ class CudaBackend final : public Backend {
     api::copy_to_host(target, source, bytes, stream_);
     api::synchronize(stream_);
   }
-  std::shared_ptr<Stream> create_stream() override { return streams_.create(device_); }
+  std::shared_ptr<Stream> create_stream() override { return streams_.create(device_, info_.num_processors); }
 
   void decode(const DecodeCall& call) override {
     join_streams();
@@ -234,8 +234,8 @@ CudaStatus cuda_status() {
   const int count = api::count_devices(status.reason);
   for (int index = 0; index < count; ++index) {
     const api::DeviceInfo info = api::device_info(index);
-    status.devices.push_back(
-        {index, info.name, std::to_string(info.major) + "." + std::to_string(info.minor), info.memory_bytes});
+    status.devices.push_back({index, info.name, std::to_string(info.major) + "." + std::to_string(info.minor),
+                              info.memory_bytes, info.l2_bytes});
   }
   return status;
 }

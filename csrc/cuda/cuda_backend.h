@@ -15,6 +15,7 @@ struct CudaDevice {
   std::string name;
   std::string compute_capability;
   size_t memory_bytes;
+  size_t l2_bytes;
 };
 
 struct CudaStatus {

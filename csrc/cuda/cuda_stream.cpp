@@ -68,13 +68,14 @@ bool same_owner(const Shared& a, const Shared& b) { return !a.owner_before(b) &&
 
 class CudaStream final : public Stream {
  public:
-  explicit CudaStream(int device)
+  CudaStream(int device, int num_processors)
       : device_((api::use_device(device), device)),
+        num_processors_(num_processors),
         setup_(api::create_stream()),
         joined_(api::create_event()),
         stream_(api::create_stream()),
         thread_(1) {
-    status_.reserve(sizeof(uint32_t));
+    status_.reserve(2 * sizeof(uint32_t));  // and a word that reads are said to write to
     api::clear(status_.data(), status_.size(), stream_);
   }
 
@@ -124,6 +125,14 @@ class CudaStream final : public Stream {
     api::use_device(device_);
     api::copy_on_device(target.data, source.data, source.bytes, stream_);
     hold(target.owner);
+    hold(source.owner);
+  }
+
+  void read(const DeviceView& source) override {
+    if (reinterpret_cast<uintptr_t>(source.data) % 16)
+      throw Error(ErrorCode::kInvalidArgument, "Expected `source` to begin at a multiple of 16 bytes");
+    api::use_device(device_);
+    launch_read(source.data, source.bytes, static_cast<uint32_t*>(status_.data()) + 1, num_processors_, stream_);
     hold(source.owner);
   }
 
@@ -262,6 +271,7 @@ class CudaStream final : public Stream {
   }
 
   const int device_;
+  const int num_processors_;
   std::mutex mutex_;                                // guards arrivals_
   std::vector<std::shared_ptr<Arrival>> arrivals_;  // ready to be used again
   DeviceBuffer counters_{device_}, scratch_{device_}, status_{device_};
@@ -276,8 +286,8 @@ class CudaStream final : public Stream {
   ThreadPool thread_;  // last, so that it ends before what its tasks use
 };
 
-std::shared_ptr<Stream> StreamSet::create(int device) {
-  auto stream = std::make_shared<CudaStream>(device);
+std::shared_ptr<Stream> StreamSet::create(int device, int num_processors) {
+  auto stream = std::make_shared<CudaStream>(device, num_processors);
   std::erase_if(streams_, [](const auto& other) { return other.expired(); });
   streams_.push_back(stream);
   return stream;

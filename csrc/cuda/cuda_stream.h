@@ -14,7 +14,7 @@ class CudaStream;
 // Belongs to the thread that its streams belong to.
 class StreamSet {
  public:
-  std::shared_ptr<Stream> create(int device);
+  std::shared_ptr<Stream> create(int device, int num_processors);
 
   // Makes `stream` wait for everything that has been enqueued so far, without waiting for it here: pages that are
   // given to somebody else, or memory that is overwritten, may be in use by work that has not run yet.

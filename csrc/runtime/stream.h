@@ -56,6 +56,7 @@ class Stream {
   virtual void append(const StreamAppend& call) = 0;
   virtual void upload(const DeviceView& target, const void* source) = 0;  // the source may change afterwards
   virtual void copy(const DeviceView& target, const DeviceView& source) = 0;
+  virtual void read(const DeviceView& source) = 0;  // its whole units of 16 bytes, once, and nothing else: the roofline
   // Calls `done` once this copy, and all before it, is over; the target must stay until then.
   virtual void download(const DeviceView& source, void* target, Done done) = 0;
   virtual void finish(Done done) = 0;

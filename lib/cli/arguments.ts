@@ -41,6 +41,14 @@ function unitOf(letter: string): '' | 'k' | 'm' {
   return lower === 'k' || lower === 'm' ? lower : '';
 }
 
+/** Bytes of memory: '256m' (MiB), '4g' (GiB). */
+export function parseMemory(option: string, text: string): number {
+  const match = /^(\d{1,6})([kmg])$/i.exec(text);
+  const bytes = Number(match?.[1]) * ({ k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 }[match?.[2].toLowerCase() ?? ''] ?? 0);
+  if (!(bytes > 0)) throw new InputError(`Expected ${option} to be memory such as 256m or 4g, got ${quote(text)}.`);
+  return bytes;
+}
+
 /** A comma-separated list of token counts, each used on its own. */
 export function parseTokenList(option: string, text: string): number[] {
   return splitList(option, text).map((item) => parseTokens(option, item));

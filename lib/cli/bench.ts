@@ -2,7 +2,7 @@
 
 import { totalmem } from 'node:os';
 
-import { installation } from '../index';
+import { installation, type Strategy } from '../index';
 import {
   DTYPES,
   parseBatch,
@@ -11,21 +11,26 @@ import {
   parseHeadDim,
   parseHeads,
   parseInteger,
+  parseMemory,
   parseTokenList,
   STRATEGIES,
 } from './arguments';
 import { benchChart } from './bench/chart';
-import { DEFAULT_EFFORT, type Measurement, measureTrial } from './bench/measure';
-import { choosePoolSize, footprint, InputPool, PAGE_TOKENS } from './bench/pool';
-import { buildReport, failedRows, formatCsv, formatReport } from './bench/report';
-import { describeTrial, listTrials, type Overrides, PRESETS, type Trial } from './bench/trials';
+import { CpuEngine } from './bench/cpu-engine';
+import { CudaEngine } from './bench/cuda-engine';
+import type { Engine } from './bench/engine';
+import { type Measurement, measureTrial } from './bench/measure';
+import { formatOverhead, measureOverhead } from './bench/overhead';
+import { PAGE_TOKENS } from './bench/pool';
+import { buildReport, describeEnvironment, failedRows, formatCsv, formatReport, type System } from './bench/report';
+import { describeTrial, listTrials, OVERHEAD, type Overrides, PRESET_NAMES, type Trial } from './bench/trials';
 import { openNamedDevice } from './device';
 import { ExitCode, InputError } from './errors';
 import { checkWritable, writeText } from './files';
 import { formatJson } from './json';
 import { defineCommand } from './options';
 import { Progress } from './progress';
-import { formatBytes } from './units';
+import type { Terminal } from './terminal';
 
 export const benchCommand = defineCommand(
   {
@@ -33,7 +38,7 @@ export const benchCommand = defineCommand(
     summary: 'Measures each strategy, checked against float64, beside a plain read of the same memory.',
     positionals: [],
     options: {
-      preset: { value: 'NAME', help: `${Object.keys(PRESETS).join(', ')}; default quick, about a minute on two cores` },
+      preset: { value: 'NAME', help: `${PRESET_NAMES.join(', ')}; default quick, about a minute on two cores` },
       device: { value: 'NAME', help: 'auto (default), cpu, cuda or cuda:N' },
       batch: { value: 'N', help: 'sequences in a batch, all of the same context' },
       heads: { value: 'Q/KV', help: 'query heads and KV heads, such as 32/8' },
@@ -42,6 +47,7 @@ export const benchCommand = defineCommand(
       ragged: { value: 'LIST', help: 'one batch of unequal contexts: 16k,4k,8x512' },
       dtype: { value: 'LIST', help: `${DTYPES.join(', ')}; default f16` },
       strategy: { value: 'LIST', help: `${STRATEGIES.join(', ')}; default all three` },
+      pool: { value: 'SIZE', help: 'memory that inputs rotate over, such as 4g; default: several times the caches' },
       json: { value: 'FILE', help: 'write everything measured as JSON' },
       csv: { value: 'FILE', help: 'write the rows as CSV' },
       svg: { value: 'FILE', help: 'draw the shares of the roofline' },
@@ -52,53 +58,100 @@ export const benchCommand = defineCommand(
       'Each strategy is checked against a float64 reference first; a wrong result is reported and ends with exit code 1. ' +
         'Strategies take turns sample by sample, inputs rotate over more memory than the caches hold, and beside every ' +
         'sample a plain read of as many bytes with the same threads is timed: the roofline.',
+      'Preset overhead measures what calls cost before any attention is computed, in time and in garbage, for batches of ' +
+        'unequal size; it takes --device and --json.',
+      'On a GPU, inputs lie in its memory, decodes and reads are captured in CUDA graphs, and its own clock times them. ' +
+        'Shapes that do not fit are left out, and a sentence says so.',
     ],
     examples: [
       'lean-attention bench',
       'lean-attention bench --preset llama3-8b --dtype f16,bf16 --svg bench.svg',
       'lean-attention bench --heads 32/8 --context 1k,4k,16k,64k --json bench.json',
+      'lean-attention bench --device cuda --preset ragged --json bench.json',
       'lean-attention bench --ragged 32k,4k,2k,13x512 --strategy lean,flash-attention-2',
     ],
   },
   async ({ values }, terminal) => {
+    if (values.preset === OVERHEAD) return benchOverhead(values, terminal);
     const strategies = parseChoices('--strategy', values.strategy ?? STRATEGIES.join(), STRATEGIES);
     const dtypes = parseChoices('--dtype', values.dtype ?? 'f16', DTYPES);
     const trials = listTrials(values.preset ?? 'quick', dtypes, parseOverrides(values));
     const spec = parseDevice('--device', values.device ?? 'auto');
     for (const path of [values.json, values.csv, values.svg]) if (path !== undefined) checkWritable(path);
 
-    const size = choosePoolSize(trials);
-    const fitting = trials.filter((trial) => footprint(trial) <= size.limit);
-    for (const trial of trials) {
-      if (!fitting.includes(trial)) terminal.err(`${tooLarge(trial, size.limit)}\n`);
-    }
-    if (fitting.length === 0) throw new InputError('Expected at least one shape that fits into memory, got none.');
-
+    const poolBytes = values.pool === undefined ? undefined : parseMemory('--pool', values.pool);
     const device = openNamedDevice(spec);
+    const engine = ((): Engine => {
+      try {
+        return device.type === 'cpu'
+          ? new CpuEngine(device, trials, poolBytes)
+          : new CudaEngine(device, trials, { poolBytes });
+      } catch (error) {
+        device.dispose();
+        throw error;
+      }
+    })();
     try {
-      const pool = new InputPool(size.bytes);
-      const progress = new Progress(terminal);
-      const measurements: Measurement[] = fitting.map((trial, i) => {
-        const report = (done: number): void => progress.show((i + done) / fitting.length, describeTrial(trial));
-        report(0);
-        return measureTrial(device, pool, trial, strategies, DEFAULT_EFFORT, report);
+      const fitting = trials.filter((trial) => {
+        const reason = engine.whyNot(trial);
+        if (reason !== undefined) terminal.err(`Left out: ${describeTrial(trial)} ${reason}.\n`);
+        return reason === undefined;
       });
-      progress.clear();
-      const { version, cpu, addon } = installation();
-      const system = { version, cpu: cpu.model, memoryBytes: totalmem(), compiler: addon.compiler };
-      const report = buildReport(device, system, size, measurements);
-      terminal.out(formatReport(report, measurements));
+      if (fitting.length === 0) throw new InputError('Expected at least one shape that fits into memory, got none.');
+      const measurements = await measureAll(engine, fitting, strategies, new Progress(terminal));
+      const report = buildReport(engine, system(), measurements);
+      terminal.out(formatReport(engine, report, measurements));
       if (values.json !== undefined) writeText(values.json, formatJson(report));
       if (values.csv !== undefined) writeText(values.csv, formatCsv(report));
-      if (values.svg !== undefined) writeText(values.svg, benchChart(report, measurements));
+      if (values.svg !== undefined) writeText(values.svg, benchChart(report));
       const failures = failedRows(measurements);
       for (const { sentence } of failures) terminal.err(`lean-attention: ${sentence}\n`);
       return failures.length === 0 ? ExitCode.ok : ExitCode.failure;
     } finally {
-      device.dispose();
+      engine.dispose();
     }
   },
 );
+
+/** Its table, and `{ schema, environment, overhead: rows }` as JSON. */
+async function benchOverhead(values: Partial<Record<string, string>>, terminal: Terminal): Promise<ExitCode> {
+  const { preset: _, device: spec = 'auto', json, ...others } = values;
+  const [unused] = Object.keys(others);
+  if (unused !== undefined) throw new InputError(`Expected --preset overhead without --${unused}, got both.`);
+  if (json !== undefined) checkWritable(json);
+  const device = openNamedDevice(parseDevice('--device', spec));
+  try {
+    const rows = await measureOverhead(device);
+    terminal.out(formatOverhead(device, rows));
+    if (json !== undefined) {
+      writeText(json, formatJson({ schema: 1, environment: describeEnvironment(device, system()), overhead: rows }));
+    }
+    return ExitCode.ok;
+  } finally {
+    device.dispose();
+  }
+}
+
+function system(): System {
+  const { version, cpu, addon } = installation();
+  return { version, cpu: cpu.model, memoryBytes: totalmem(), compiler: addon.compiler };
+}
+
+async function measureAll(
+  engine: Engine,
+  trials: readonly Trial[],
+  strategies: readonly Strategy[],
+  progress: Progress,
+): Promise<Measurement[]> {
+  const measurements: Measurement[] = [];
+  for (const [i, trial] of trials.entries()) {
+    const report = (done: number): void => progress.show((i + done) / trials.length, describeTrial(trial));
+    report(0);
+    measurements.push(await measureTrial(engine, trial, strategies, report));
+  }
+  progress.clear();
+  return measurements;
+}
 
 function parseOverrides(
   values: Partial<Record<'batch' | 'heads' | 'head-dim' | 'context' | 'ragged', string>>,
@@ -123,8 +176,4 @@ function parseOverrides(
     ...(contexts && { contexts }),
     ...(raggedContexts && { ragged: raggedContexts }),
   };
-}
-
-function tooLarge(trial: Trial, limit: number): string {
-  return `Left out: ${describeTrial(trial)} takes ${formatBytes(footprint(trial))}, and ${formatBytes(limit)} can be used.`;
 }

@@ -9,6 +9,18 @@ export const STRATEGY_COLOURS = {
   'flash-attention-2': '#8c8f96',
 } as const;
 
+/** A colour for each name, once; what is compared with the library's strategies gets hues of its own. */
+export function strategyColours(names: readonly string[]): Map<string, string> {
+  const colours = new Map<string, string>();
+  let others = 0;
+  for (const name of names) {
+    if (colours.has(name)) continue;
+    const own = Object.entries(STRATEGY_COLOURS).find(([strategy]) => strategy === name)?.[1];
+    colours.set(name, own ?? HUES[(2 + others++) % HUES.length]);
+  }
+  return colours;
+}
+
 export function outputTileColour(sequence: number, kvHead: number, numKvHeads: number): string {
   const base = HUES[sequence % HUES.length];
   const share = numKvHeads === 1 ? 0 : kvHead / (numKvHeads - 1);

@@ -7,14 +7,20 @@ export function formatTokens(tokens: number): string {
   return String(tokens);
 }
 
-/** A batch's contexts: '8 x 4k', '64k, 4k, 512'; long lists are cut and counted. */
-export function formatBatch(contexts: readonly number[], limit = 8): string {
+/** Neighbours of the same context, counted. */
+export function runsOf(contexts: readonly number[]): { tokens: number; count: number }[] {
   const runs: { tokens: number; count: number }[] = [];
   for (const tokens of contexts) {
     const last = runs.at(-1);
     if (last?.tokens === tokens) ++last.count;
     else runs.push({ tokens, count: 1 });
   }
+  return runs;
+}
+
+/** A batch's contexts: '8 x 4k', '64k, 4k, 512'; long lists are cut and counted. */
+export function formatBatch(contexts: readonly number[], limit = 8): string {
+  const runs = runsOf(contexts);
   const shown = runs
     .slice(0, limit)
     .map(({ tokens, count }) => (count === 1 ? formatTokens(tokens) : `${count} x ${formatTokens(tokens)}`));

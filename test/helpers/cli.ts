@@ -4,6 +4,9 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import type * as Chart from '../../dist/cli/bench/chart';
 import type * as Check from '../../dist/cli/bench/check';
+import type * as DevicePools from '../../dist/cli/bench/device-pool';
+import type * as Timers from '../../dist/cli/bench/graph-timer';
+import type * as Overhead from '../../dist/cli/bench/overhead';
 import type * as Report from '../../dist/cli/bench/report';
 import type * as Statistics from '../../dist/cli/bench/statistics';
 import type * as Trials from '../../dist/cli/bench/trials';
@@ -28,17 +31,23 @@ const statistics: typeof Statistics = load(path.join(folder, 'bench', 'statistic
 const report: typeof Report = load(path.join(folder, 'bench', 'report.js'));
 const chart: typeof Chart = load(path.join(folder, 'bench', 'chart.js'));
 const check: typeof Check = load(path.join(folder, 'bench', 'check.js'));
+const devicePools: typeof DevicePools = load(path.join(folder, 'bench', 'device-pool.js'));
+const timers: typeof Timers = load(path.join(folder, 'bench', 'graph-timer.js'));
 
 export const { InputError } = errors;
 export const { decodeOptionsOf } = runInput;
 export const { openInput, runDecode } = run;
 export const { checkOutputPath, SafetensorsFile, writeSafetensors } = files;
 export const { headerLength, parseHeader, SafetensorsError } = headers;
-export const { kvBytes, listTrials, PRESETS } = trials;
+export const { describeTrial, kvBytes, listTrials, PRESETS } = trials;
 export const { median, percentile } = statistics;
 export const { failedRows, formatCsv } = report;
 export const { benchChart } = chart;
 export const { prepareCheck } = check;
+const overhead: typeof Overhead = load(path.join(folder, 'bench', 'overhead.js'));
+export const { measureOverhead } = overhead;
+export const { DevicePool } = devicePools;
+export const { GraphTimer } = timers;
 
 export interface Outcome {
   exitCode: number | null;

@@ -27,20 +27,41 @@ export interface Check {
   relativeError(out: Tensor): number;
 }
 
-/** Prepares the check of a [batch, heads, dim] query over an NHD cache; the reference is computed once, here. */
+/** A decode as a set of output tiles, each a problem of its own with one sequence and one KV head. */
+export interface CheckedProblem {
+  readonly contextLengths: readonly number[];
+  readonly numQueryHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+  tile(sequence: number, kvHead: number): DecodeOptions;
+}
+
+/** Prepares the check of a [batch, heads, dim] query over an NHD cache in host memory. */
 export function prepareCheck(options: DecodeOptions): Check {
   const { q, k, contextLengths = [] } = options;
-  const [batch, numQueryHeads, headDim] = q.shape;
+  const [, numQueryHeads, headDim] = q.shape;
   const numKvHeads = k.shape[2];
+  return prepareTileCheck({
+    contextLengths: [...contextLengths],
+    numQueryHeads,
+    numKvHeads,
+    headDim,
+    tile: (sequence, kvHead) => tileOf(options, sequence, kvHead, numQueryHeads / numKvHeads),
+  });
+}
+
+/** Prepares a check; the reference is computed once, here. */
+export function prepareTileCheck(problem: CheckedProblem): Check {
+  const { contextLengths, numQueryHeads, numKvHeads, headDim } = problem;
   const groupSize = numQueryHeads / numKvHeads;
-  const numTiles = batch * numKvHeads;
-  const chosen = chooseTiles([...contextLengths], numKvHeads, 2 * groupSize * headDim);
-  const tiles: CheckedTile[] = chosen.map(({ sequence, kvHead }) => ({
-    begin: (sequence * numQueryHeads + kvHead * groupSize) * headDim,
-    expected: referenceDecode(tileOf(options, sequence, kvHead, groupSize)).out,
-  }));
+  const tiles: CheckedTile[] = chooseTiles(contextLengths, numKvHeads, 2 * groupSize * headDim).map(
+    ({ sequence, kvHead }) => ({
+      begin: (sequence * numQueryHeads + kvHead * groupSize) * headDim,
+      expected: referenceDecode(problem.tile(sequence, kvHead)).out,
+    }),
+  );
   return {
-    numTiles,
+    numTiles: contextLengths.length * numKvHeads,
     numChecked: tiles.length,
     relativeError(out) {
       const actual = convert(out, 'f32');

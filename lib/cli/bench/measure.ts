@@ -1,14 +1,14 @@
 // One trial: checked, warmed up, then timed in rounds. A machine's memory speed drifts from one second to the next, so in
 // every round each strategy gets one sample right beside a plain read of as many bytes, and fractions are taken per pair.
 
-import type { DecodeOptions, Device, Strategy } from '../../index';
-import { prepareCheck } from './check';
-import { type InputPool, type PoolSlot, randomNormal } from './pool';
+import type { Device, Plan, Strategy } from '../../index';
+import type { Effort, Engine } from './engine';
 import { median, percentile } from './statistics';
 import { kvBytes, type Trial } from './trials';
 
 export interface Row {
-  readonly strategy: Strategy;
+  /** One of the library's, or the name of what it is compared with. */
+  readonly strategy: string;
   readonly device: string;
   readonly dtype: string;
   readonly batch: number;
@@ -31,21 +31,14 @@ export interface Row {
 export interface Measurement {
   readonly trial: Trial;
   readonly rows: readonly Row[];
+  /** Of each row: how the work was cut, and what ran it. */
+  readonly plans: readonly Plan[];
   /** Speed of each plain read, in GB/s. */
   readonly reads: readonly number[];
   readonly outputTiles: number;
   readonly checkedTiles: number;
 }
 
-export interface Effort {
-  /** Seconds to spend on the samples of a trial, all strategies together. */
-  readonly seconds: number;
-  readonly minRounds: number;
-  readonly maxRounds: number;
-}
-
-/** Enough for a stable median without making the quick preset slow. */
-export const DEFAULT_EFFORT: Effort = { seconds: 4, minRounds: 9, maxRounds: 201 };
 const WARM_UP_ROUNDS = 2;
 
 interface Sample {
@@ -53,60 +46,58 @@ interface Sample {
   readonly readSeconds: number;
 }
 
-export function measureTrial(
-  device: Device,
-  pool: InputPool,
+export async function measureTrial(
+  engine: Engine,
   trial: Trial,
   strategies: readonly Strategy[],
-  effort: Effort,
   onProgress: (done: number) => void,
-): Measurement {
-  const slots = pool.slots(trial);
-  const { contextLengths, numQueryHeads, headDim, dtype } = trial;
-  const q = randomNormal([contextLengths.length, numQueryHeads, headDim], dtype, 2);
-  const lengths = Int32Array.from(contextLengths);
-  const optionsFor = ({ k, v, pageTable }: PoolSlot): DecodeOptions => ({
-    q,
-    k,
-    v,
-    contextLengths: lengths,
-    ...(pageTable && { pageTable }),
-  });
+): Promise<Measurement> {
+  const prepared = await engine.prepare(trial);
+  try {
+    const errors: number[] = [];
+    for (const strategy of strategies) errors.push(await prepared.relativeError(strategy));
+    const sample = async (strategy: Strategy, readFirst: boolean): Promise<Sample> => {
+      const before = readFirst ? await prepared.timeRead() : 0;
+      const decodeSeconds = await prepared.timeDecode(strategy);
+      return { decodeSeconds, readSeconds: readFirst ? before : await prepared.timeRead() };
+    };
+    const samples = await takeSamples(strategies, sample, engine.effort, onProgress);
+    const bytes = kvBytes(trial);
+    return {
+      trial,
+      rows: rowsOf(engine.device, trial, strategies, samples, errors),
+      plans: strategies.map((strategy) => planOf(engine.device, trial, strategy)),
+      reads: samples.flat().map(({ readSeconds }) => bytes / readSeconds / 1e9),
+      outputTiles: prepared.check.numTiles,
+      checkedTiles: prepared.check.numChecked,
+    };
+  } finally {
+    prepared.dispose();
+  }
+}
 
-  const { out, lse } = device.decodeSync(optionsFor(slots[0]));
-  const check = prepareCheck(optionsFor(slots[0]));
-  const errors = strategies.map((strategy) =>
-    check.relativeError(device.decodeSync({ ...optionsFor(slots[0]), strategy, out, lse }).out),
-  );
-
-  let nextSlot = 0;
-  const coldSlot = (): PoolSlot => slots[nextSlot++ % slots.length];
-  const sample = (strategy: Strategy, readFirst: boolean): Sample => {
-    const read = (): number => device.timeRead(coldSlot().buffers);
-    const before = readFirst ? read() : 0;
-    const options = { ...optionsFor(coldSlot()), strategy, out, lse };
-    const start = performance.now();
-    device.decodeSync(options);
-    const decodeSeconds = (performance.now() - start) / 1e3;
-    return { decodeSeconds, readSeconds: readFirst ? before : read() };
-  };
-  const samples = takeSamples(strategies, sample, effort, onProgress);
-
+function rowsOf(
+  device: Device,
+  trial: Trial,
+  strategies: readonly Strategy[],
+  samples: readonly (readonly Sample[])[],
+  errors: readonly number[],
+): Row[] {
   const bytes = kvBytes(trial);
   const medians = samples.map((list) => median(list.map(({ decodeSeconds }) => decodeSeconds * 1e6)));
   const baseline = strategies.indexOf('flash-attention-2');
-  const rows = strategies.map((strategy, i): Row => {
+  return strategies.map((strategy, i) => {
     const times = samples[i].map(({ decodeSeconds }) => decodeSeconds * 1e6);
     return {
       strategy,
       device: device.name,
-      dtype,
-      batch: contextLengths.length,
+      dtype: trial.dtype,
+      batch: trial.contextLengths.length,
       queryLen: 1,
-      numQueryHeads,
+      numQueryHeads: trial.numQueryHeads,
       numKvHeads: trial.numKvHeads,
-      headDim,
-      contextLengths,
+      headDim: trial.headDim,
+      contextLengths: trial.contextLengths,
       medianUs: rounded(medians[i]),
       p10Us: rounded(percentile(times, 10)),
       p90Us: rounded(percentile(times, 90)),
@@ -120,24 +111,23 @@ export function measureTrial(
       relativeError: errors[i],
     };
   });
-  return {
-    trial,
-    rows,
-    reads: samples.flat().map(({ readSeconds }) => bytes / readSeconds / 1e9),
-    outputTiles: check.numTiles,
-    checkedTiles: check.numChecked,
-  };
+}
+
+/** The schedule of a trial as the device cuts it. */
+export function planOf(device: Device, trial: Trial, strategy: Strategy): Plan {
+  const { dtype, numQueryHeads, numKvHeads, headDim, contextLengths } = trial;
+  return device.plan({ numQueryHeads, numKvHeads, headDim, contextLengths, kvType: dtype, strategy });
 }
 
 /** Rounds of one sample a strategy, the order turned round by round, until time is up. */
-function takeSamples(
+async function takeSamples(
   strategies: readonly Strategy[],
-  sample: (strategy: Strategy, readFirst: boolean) => Sample,
+  sample: (strategy: Strategy, readFirst: boolean) => Promise<Sample>,
   { seconds, minRounds, maxRounds }: Effort,
   onProgress: (done: number) => void,
-): Sample[][] {
+): Promise<Sample[][]> {
   for (let round = 0; round < WARM_UP_ROUNDS; ++round) {
-    for (const strategy of strategies) sample(strategy, true);
+    for (const strategy of strategies) await sample(strategy, true);
   }
   const samples: Sample[][] = strategies.map(() => []);
   const start = performance.now();
@@ -147,7 +137,7 @@ function takeSamples(
     onProgress(Math.max(Math.min(elapsed / seconds, round / minRounds), round / maxRounds));
     for (let i = 0; i < strategies.length; ++i) {
       const turn = (i + round) % strategies.length;
-      samples[turn].push(sample(strategies[turn], round % 2 === 0));
+      samples[turn].push(await sample(strategies[turn], round % 2 === 0));
     }
   }
   return samples;

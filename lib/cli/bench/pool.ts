@@ -12,7 +12,7 @@ const GIB = 2 ** 30;
 /** Typed arrays over it stay well under V8's limit on their length. */
 const MAX_POOL_BYTES = 6 * GIB;
 /** Odd and large, so that no two parts in use hold the same values at the same places. */
-const BLOCK_ELEMENTS = 1_048_583;
+export const BLOCK_ELEMENTS = 1_048_583;
 
 /** What a decode reads in one sample, and the same bytes as plain memory, for the roofline. */
 export interface PoolSlot {
@@ -25,19 +25,23 @@ export interface PoolSlot {
 export interface PoolSize {
   readonly bytes: number;
   readonly lastLevelCacheBytes: number | null;
-  /** The most that a trial may take: half of the memory that is free. */
+  /** The most that a trial may take. */
   readonly limit: number;
 }
 
-/** At least 1 GiB and twice the last-level cache, and room for the largest trial, as far as memory allows. */
-export function choosePoolSize(trials: readonly Trial[]): PoolSize {
+/** `asked`, else at least 1 GiB and twice the last-level cache; room for the largest trial; at most half of what is free. */
+export function choosePoolSize(trials: readonly Trial[], asked: number | undefined): PoolSize {
   const lastLevelCacheBytes = findLastLevelCache();
   // A container may have less than the machine; 0 means that nothing is known.
   const free = Math.min(freemem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
   const limit = Math.min(MAX_POOL_BYTES, Math.floor(free / 2));
-  const largest = Math.max(0, ...trials.map(footprint).filter((bytes) => bytes <= limit));
-  const wanted = Math.max(GIB, 2 * (lastLevelCacheBytes ?? 0), largest);
+  const wanted = Math.max(asked ?? Math.max(GIB, 2 * (lastLevelCacheBytes ?? 0)), largestFootprint(trials, limit));
   return { bytes: Math.ceil(Math.min(wanted, limit) / 4096) * 4096, lastLevelCacheBytes, limit };
+}
+
+/** Of the trials that fit. */
+export function largestFootprint(trials: readonly Trial[], limit: number): number {
+  return Math.max(0, ...trials.map(footprint).filter((bytes) => bytes <= limit));
 }
 
 /** Bytes of the pool that one slot of a trial takes. */
@@ -97,16 +101,13 @@ function pagedSlots(trial: Trial, data: Float32Array | Uint16Array): PoolSlot[] 
   const [keys, values] = [data.subarray(0, half), data.subarray(half, 2 * half)];
   const k = tensor(keys, shape, { dtype });
   const v = tensor(values, shape, { dtype });
-  const order = scattered(slotPages);
-  const maxPages = Math.ceil(Math.max(...contextLengths) / PAGE_TOKENS);
   return Array.from({ length: Math.floor(numPages / slotPages) }, (_, slot) => {
-    const pageTable = new Int32Array(contextLengths.length * maxPages).fill(-1);
+    const pageTable = scatteredPages(contextLengths, slot * slotPages);
+    const maxPages = pageTable.length / contextLengths.length;
     const buffers: ArrayBufferView[] = [];
-    let next = 0;
     contextLengths.forEach((context, sequence) => {
       for (let index = 0; index * PAGE_TOKENS < context; ++index) {
-        const page = slot * slotPages + order[next++];
-        pageTable[sequence * maxPages + index] = page;
+        const page = pageTable[sequence * maxPages + index];
         const used = Math.min(PAGE_TOKENS, context - index * PAGE_TOKENS) * numKvHeads * headDim;
         for (const half of [keys, values]) buffers.push(half.subarray(page * pageElements, page * pageElements + used));
       }
@@ -115,14 +116,28 @@ function pagedSlots(trial: Trial, data: Float32Array | Uint16Array): PoolSlot[] 
   });
 }
 
+/** A page table over a slot's run of pages, which begins at `firstPage`: neighbours in a sequence lie far apart. */
+export function scatteredPages(contextLengths: readonly number[], firstPage: number): Int32Array {
+  const order = scattered(countPages(contextLengths));
+  const maxPages = Math.ceil(Math.max(...contextLengths) / PAGE_TOKENS);
+  const pageTable = new Int32Array(contextLengths.length * maxPages).fill(-1);
+  let next = 0;
+  contextLengths.forEach((context, sequence) => {
+    for (let index = 0; index * PAGE_TOKENS < context; ++index) {
+      pageTable[sequence * maxPages + index] = firstPage + order[next++];
+    }
+  });
+  return pageTable;
+}
+
 /** Elements that K takes in a slot, and V as many; kept at multiples of 64 so that every slot starts on a cache line. */
-function slotElements(trial: Trial): number {
+export function slotElements(trial: Trial): number {
   const { contextLengths, numKvHeads, headDim, dtype, paged } = trial;
   if (paged) return countPages(contextLengths) * PAGE_TOKENS * numKvHeads * headDim;
   return Math.ceil(kvBytes(trial) / 2 / elementBytes(dtype) / 64) * 64;
 }
 
-function countPages(contextLengths: readonly number[]): number {
+export function countPages(contextLengths: readonly number[]): number {
   return contextLengths.reduce((sum, context) => sum + Math.ceil(context / PAGE_TOKENS), 0);
 }
 

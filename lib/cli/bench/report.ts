@@ -4,8 +4,9 @@ import type { Device } from '../../index';
 import { formatTable } from '../table';
 import { formatBytes, formatMicroseconds } from '../units';
 import { ERROR_BOUNDS, errorBound } from './check';
+import type { Engine } from './engine';
+import type { Gpu } from './gpu';
 import type { Measurement, Row } from './measure';
-import type { PoolSize } from './pool';
 import { median } from './statistics';
 import { describeTrial } from './trials';
 
@@ -24,6 +25,9 @@ export interface Environment {
   readonly compiler: string;
   /** How much of the output the reference check covered. */
   readonly check: string;
+  /** Of a run on a GPU: which, and what ran each shape and strategy on it. */
+  readonly gpu?: Gpu;
+  readonly launches?: readonly string[];
 }
 
 export interface BenchReport {
@@ -40,28 +44,35 @@ export interface System {
   readonly compiler: string;
 }
 
-export function buildReport(
+/** Where a run took place, whatever was measured. */
+export function describeEnvironment(
   device: Device,
   system: System,
-  pool: PoolSize,
-  measurements: readonly Measurement[],
-): BenchReport {
+): Omit<Environment, 'lastLevelCacheBytes' | 'poolBytes' | 'check'> {
+  return {
+    version: system.version,
+    date: new Date().toISOString(),
+    node: process.version,
+    platform: `${process.platform}-${process.arch}`,
+    cpu: system.cpu,
+    device: device.description,
+    threads: device.threads,
+    instructionSet: device.instructionSet,
+    memoryBytes: system.memoryBytes,
+    compiler: system.compiler,
+  };
+}
+
+export function buildReport(engine: Engine, system: System, measurements: readonly Measurement[]): BenchReport {
+  const { device, pool, gpu } = engine;
   return {
     schema: 1,
     environment: {
-      version: system.version,
-      date: new Date().toISOString(),
-      node: process.version,
-      platform: `${process.platform}-${process.arch}`,
-      cpu: system.cpu,
-      device: device.description,
-      threads: device.threads,
-      instructionSet: device.instructionSet,
-      memoryBytes: system.memoryBytes,
+      ...describeEnvironment(device, system),
       lastLevelCacheBytes: pool.lastLevelCacheBytes,
       poolBytes: pool.bytes,
-      compiler: system.compiler,
       check: describeCheck(measurements),
+      ...(gpu && { gpu, launches: describeLaunches(measurements) }),
     },
     roofline: { readGBps: Number(median(measurements.flatMap(({ reads }) => reads)).toPrecision(4)) },
     rows: measurements.flatMap(({ rows }) => rows),
@@ -76,6 +87,12 @@ function describeCheck(measurements: readonly Measurement[]): string {
   );
   const rest = partial.length < measurements.length ? '; all others in full' : '';
   return `against float64: ${counts.join('; ')}${rest}`;
+}
+
+function describeLaunches(measurements: readonly Measurement[]): string[] {
+  return measurements.flatMap(({ trial, plans }) =>
+    plans.map(({ strategy, launch }) => `${describeTrial(trial)}, ${strategy}: ${launch}`),
+  );
 }
 
 export interface FailedRow {
@@ -98,16 +115,30 @@ export function failedRows(measurements: readonly Measurement[]): FailedRow[] {
   });
 }
 
-export function formatReport(report: BenchReport, measurements: readonly Measurement[]): string {
-  const { environment, roofline } = report;
-  const lines = measurements.flatMap(({ trial, rows }) =>
-    rows.map((row, i) => ({
+/** Rows of the same shape, in the order in which the shapes come. */
+export function groupByShape(rows: readonly Row[]): Row[][] {
+  const groups = new Map<string, Row[]>();
+  for (const row of rows) {
+    const { dtype, numQueryHeads, numKvHeads, headDim, queryLen, contextLengths } = row;
+    const shape = JSON.stringify([dtype, numQueryHeads, numKvHeads, headDim, queryLen, contextLengths]);
+    const group = groups.get(shape);
+    if (group === undefined) groups.set(shape, [row]);
+    else group.push(row);
+  }
+  return [...groups.values()];
+}
+
+/** `makespans`: of rows whose schedule is known, the makespan over the ideal. */
+export function formatTableOf(rows: readonly Row[], makespans: ReadonlyMap<Row, number> = new Map()): string {
+  const lines = groupByShape(rows).flatMap((group) =>
+    group.map((row, i) => ({
       row,
-      shape: i === 0 ? describeTrial(trial) : '',
+      shape: i === 0 ? describeTrial(row) : '',
       bytes: i === 0 ? formatBytes(row.kvBytes) : '',
     })),
   );
-  const table = formatTable(
+  const times = (factor: number | null | undefined): string => (factor == null ? '-' : `${factor.toFixed(2)} x`);
+  return formatTable(
     [
       { title: 'shape', cell: ({ shape }) => shape },
       { title: 'K + V', align: 'right', cell: ({ bytes }) => bytes },
@@ -115,24 +146,35 @@ export function formatReport(report: BenchReport, measurements: readonly Measure
       { title: 'median', align: 'right', cell: ({ row }) => formatMicroseconds(row.medianUs) },
       { title: 'GB/s', align: 'right', cell: ({ row }) => row.gbps.toFixed(1) },
       { title: 'of roofline', align: 'right', cell: ({ row }) => `${(100 * row.fractionOfRoofline).toFixed(0)} %` },
-      {
-        title: 'vs FA-2',
-        align: 'right',
-        cell: ({ row }) =>
-          row.speedupVsFlashAttention2 === null ? '-' : `${row.speedupVsFlashAttention2.toFixed(2)} x`,
-      },
+      { title: 'vs FA-2', align: 'right', cell: ({ row }) => times(row.speedupVsFlashAttention2) },
+      { title: 'makespan', align: 'right', cell: ({ row }) => times(makespans.get(row)) },
       { title: 'error', align: 'right', cell: ({ row }) => row.relativeError.toExponential(1) },
     ],
     lines,
   );
-  return (
-    `${environment.device}\n\n${table}\n` +
-    `Roofline: a plain read of the same memory with the same threads, beside every sample; median ${roofline.readGBps} GB/s.\n` +
-    `Cold cache (inputs rotate over ${formatBytes(environment.poolBytes)}), medians. ` +
-    `Checked: ${environment.check} (bounds ${Object.entries(ERROR_BOUNDS)
-      .map(([dtype, bound]) => `${dtype} ${bound}`)
-      .join(', ')}).\n`
+}
+
+export function formatReport(engine: Engine, report: BenchReport, measurements: readonly Measurement[]): string {
+  const { environment, roofline, rows } = report;
+  const makespans = new Map(
+    measurements.flatMap((measurement) =>
+      measurement.rows.map((row, i) => [row, measurement.plans[i].makespanOverIdeal] as const),
+    ),
   );
+  const bounds = Object.entries(ERROR_BOUNDS).map(([dtype, bound]) => `${dtype} ${bound}`);
+  return (
+    `${describeMachine(environment)}\n\n${formatTableOf(rows, makespans)}\n` +
+    `Roofline: ${engine.roofline}; median ${roofline.readGBps} GB/s.\n` +
+    'Makespan: what the longest worker has to do, over what the best of all schedules would leave it.\n' +
+    `Cold cache (inputs rotate over ${formatBytes(environment.poolBytes)}), medians. ` +
+    `Checked: ${environment.check} (bounds ${bounds.join(', ')}).\n`
+  );
+}
+
+function describeMachine({ device, gpu }: Environment): string {
+  if (gpu === undefined) return device;
+  const driver = gpu.driver === null ? '' : `, driver ${gpu.driver}`;
+  return `${gpu.name}, compute capability ${gpu.computeCapability}${driver}\n${device}`;
 }
 
 export function formatCsv({ rows }: BenchReport): string {

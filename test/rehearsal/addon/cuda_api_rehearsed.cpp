@@ -154,7 +154,7 @@ int count_devices(std::string& problem) noexcept {
   return 0;
 }
 
-DeviceInfo device_info(int) { return {"Rehearsed GPU", 9, 0, kProcessors, kMemoryBytes, 227 * 1024}; }
+DeviceInfo device_info(int) { return {"Rehearsed GPU", 9, 0, kProcessors, kMemoryBytes, 1 << 20, 227 * 1024}; }
 
 void use_device(int device) { current = device; }
 int current_device() { return current; }

@@ -1,0 +1,70 @@
+// On a GPU: `npm run test:gpu`, where whatever would be skipped is a failure. Elsewhere this says what is missing.
+import { spawnSync } from 'node:child_process';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { gpuSuite, type Rig, skipOrFail } from './helpers/gpu-suite';
+import { installation, openDevice } from './helpers/library';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const MINUTE = 60_000;
+const K = 1024;
+const { available, reason, devices } = installation().cuda;
+
+/** Of this process alone, so that others on the GPU do not matter; undefined where the driver does not tell. */
+function bytesInUse(): number | undefined {
+  const query = ['--query-compute-apps=pid,used_memory', '--format=csv,noheader,nounits'];
+  const { stdout } = spawnSync('nvidia-smi', query, { encoding: 'utf8' });
+  const mebibytes = new RegExp(`^${process.pid}, (\\d+)$`, 'm').exec(stdout ?? '')?.[1];
+  return mebibytes === undefined ? undefined : Number(mebibytes) * 2 ** 20;
+}
+
+if (available) {
+  const rig = { bytesInUse } as Rig;
+  beforeAll(() => {
+    rig.device = openDevice('cuda');
+  });
+  afterAll(() => rig.device.dispose());
+
+  describe(`${devices[0].name}, compute capability ${devices[0].computeCapability}`, () => {
+    gpuSuite(
+      rig,
+      {
+        headDims: [64, 80, 96, 112, 128, 192, 256, 40],
+        cases: 160,
+        longest: 700,
+        long: [[64 * K, 17, 5000], new Array<number>(24).fill(3000), [128 * K + 1]],
+        sharedCases: true,
+        replays: 1000,
+        stepsOfTwoStreams: 200,
+        decodes: 10_000,
+        slackBytes: 4 * 2 ** 20,
+      },
+      10 * MINUTE,
+    );
+  });
+} else {
+  test('a CUDA device', (context) => skipOrFail(context, reason));
+}
+
+// The kernels without Node in between: conformance of the primitives and every registered case.
+test(
+  'test/gpu builds, and its runner finds nothing wrong',
+  (context) => {
+    if (!available) return skipOrFail(context, reason);
+    const { error } = spawnSync('nvcc', ['--version']);
+    if (error !== undefined) return skipOrFail(context, 'nvcc is not in the PATH, so test/gpu cannot be built');
+    const folder = path.join(root, 'build/gpu');
+    const run = (command: string, args: readonly string[]): void => {
+      const { status, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 26 });
+      expect({ status, said: status === 0 ? '' : `${stdout}\n${stderr}` }, command).toEqual({ status: 0, said: '' });
+    };
+    const architecture = devices[0].computeCapability.replace('.', '');
+    // 9.0 and 10.x have instructions that only their "a" targets may use.
+    const target = /^(90|10\d)$/.test(architecture) ? `${architecture}a` : architecture;
+    run('cmake', ['-S', path.join(root, 'test/gpu'), '-B', folder, `-DCMAKE_CUDA_ARCHITECTURES=${target}-real`]);
+    run('cmake', ['--build', folder, '--parallel']);
+    run(path.join(folder, 'gpu_runner'), []);
+  },
+  20 * MINUTE,
+);

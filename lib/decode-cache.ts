@@ -68,6 +68,7 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
       lse: lse.data as Float32Array,
       kvType: DTYPE_CODES[cache.dtype],
       numKvHeads: cache.numKvHeads,
+      headsAdjacent: true,
       scale,
       ...prepareSchedule(options),
     },

@@ -219,6 +219,7 @@ export function prepareCall(
       plan: plan === null ? null : plan.native,
       maxPages,
       scale,
+      headsAdjacent: shape.kHeadStride === headDim && shape.vHeadStride === headDim,
     },
   };
 }

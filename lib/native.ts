@@ -58,6 +58,8 @@ interface NativeQueries extends NativeQueryShape, NativeSchedule {
   out: ArrayBufferView;
   lse: Float32Array;
   scale: number;
+  /** A token's heads lie side by side: workers may then cut the context for several of them at the same places. */
+  headsAdjacent: boolean;
 }
 
 /** A decode call over the caller's tensors. */
@@ -181,7 +183,10 @@ export interface NativeKvCache {
 
 export interface NativePlanRequest extends NativeSchedule {
   contextLengths: Int32Array;
+  numQueryHeads: number;
+  queryLen: number;
   numKvHeads: number;
+  headsAdjacent: boolean;
   headDim: number;
   kvType: number;
 }

@@ -5,8 +5,11 @@ import { DTYPE_CODES, type DType } from './dtype';
 import type { DeviceTensor } from './memory';
 import type { NativeDevice, NativePlan, NativePlanRequest } from './native';
 import {
+  DEFAULTS,
   type DecodeOptions,
   type DecodeResult,
+  LAYOUTS,
+  type Layout,
   LIMITS,
   type ScheduleOptions,
   STRATEGIES,
@@ -24,6 +27,8 @@ export interface PlanOptions extends ScheduleOptions {
   queryLen?: number;
   /** Type of K and V. Default: 'f16'. */
   kvType?: DType;
+  /** Of the tensors that it will run over; it decides, on a CPU, whether heads are cut at the same places. Default: 'NHD'. */
+  layout?: Layout;
   /** Tokens of each sequence. */
   contextLengths: Int32Array | readonly number[];
 }
@@ -85,11 +90,20 @@ export class Plan {
     if (headDim % 8 !== 0) throw new RangeError(`Expected \`headDim\` to be a multiple of 8, got ${headDim}`);
     const queryLen = expectInteger('queryLen', options.queryLen ?? 1, 1, LIMITS.queryLen);
     const kvType = expectOneOf('kvType', options.kvType ?? 'f16', ['f32', 'f16', 'bf16']);
+    const layout = expectOneOf('layout', options.layout ?? DEFAULTS.layout, LAYOUTS);
     const schedule = prepareSchedule(options);
     this.#device = device;
     this.#run = run;
     this.#rows = (numQueryHeads / numKvHeads) * queryLen;
-    this.#request = { numKvHeads, headDim, kvType: DTYPE_CODES[kvType], ...schedule };
+    this.#request = {
+      numQueryHeads,
+      queryLen,
+      numKvHeads,
+      headDim,
+      kvType: DTYPE_CODES[kvType],
+      headsAdjacent: layout === 'NHD',
+      ...schedule,
+    };
     this.update(options.contextLengths);
     this.strategy = STRATEGIES[schedule.strategy];
   }

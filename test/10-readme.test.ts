@@ -1,32 +1,14 @@
-// The README's examples run as they stand: every ```js block, each in a process of its own, against the built package.
+// The README's examples run as they stand: every ```js block, each in a process of its own, against the built package. What
+// it points at is there, and the picture that a script draws is up to date.
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
+import { examplesOf, makeProject, readme, root, runExample } from './helpers/readme';
+import { expectWellFormed } from './helpers/svg';
 
-const root = fileURLToPath(new URL('..', import.meta.url));
-
-interface Example {
-  line: number;
-  code: string;
-}
-
-/** Fenced blocks of ```js. One that must not run says so: ```js no-run. */
-function examplesOf(markdown: string): Example[] {
-  return [...markdown.matchAll(/^```js[ \t]*\n([\s\S]*?)^```[ \t]*$/gm)].map((match) => ({
-    line: markdown.slice(0, match.index).split('\n').length + 1,
-    code: match[1],
-  }));
-}
-
-const examples = examplesOf(readFileSync(path.join(root, 'README.md'), 'utf8'));
-
-// Examples import the package by its name, from a project that has it installed.
-const project = mkdtempSync(path.join(tmpdir(), 'readme-'));
-mkdirSync(path.join(project, 'node_modules'));
-symlinkSync(root, path.join(project, 'node_modules', 'lean-attention'), 'dir');
+const examples = examplesOf(readme);
+const project = makeProject();
 afterAll(() => rmSync(project, { recursive: true, force: true }));
 
 describe('README.md', () => {
@@ -44,11 +26,23 @@ describe('README.md', () => {
     expect(examples.some(({ code }) => /['"]lean-attention['"]/.test(code))).toBe(true);
   });
 
-  test.each(examples)('the example at line $line runs', ({ line, code }) => {
-    const isModule = /^\s*import\b/m.test(code) || /^\s*await\b/m.test(code);
-    const name = path.join(project, `example-${line}.${isModule ? 'mjs' : 'cjs'}`);
-    writeFileSync(name, code);
-    const { status, stderr } = spawnSync(process.execPath, [name], { cwd: project, encoding: 'utf8', timeout: 60_000 });
+  test.each(examples)('the example at line $line runs', (example) => {
+    const { status, stderr } = runExample(project, example);
     expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
   });
+
+  test('what it points at is there', () => {
+    const targets = [...readme.matchAll(/\]\(([^)#]+)\)/g)].map((match) => match[1]);
+    const local = targets.filter((target) => !/^\w+:/.test(target));
+    expect(local).toContain('docs/kv-cache.svg');
+    expect(local.filter((target) => !existsSync(path.join(root, target)))).toEqual([]);
+  });
+});
+
+test('docs/kv-cache.svg is what its script draws', () => {
+  const script = path.join(root, 'scripts/kv-cache-picture.mjs');
+  const { status, stdout, stderr } = spawnSync(process.execPath, [script], { encoding: 'utf8' });
+  expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+  expectWellFormed(stdout);
+  expect(readFileSync(path.join(root, 'docs/kv-cache.svg'), 'utf8')).toBe(stdout);
 });

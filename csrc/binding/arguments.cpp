@@ -130,6 +130,7 @@ CacheStrides cache_strides(const Fields& object, const char* page, const char* t
   return {integer(object, page), integer(object, token), integer(object, head)};
 }
 
+// All but what a device decides for itself: processors may still be 0.
 template <class Fields>
 PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   PlanRequest request;
@@ -149,7 +150,9 @@ PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   if (copies < 0 || copies > 2) refuse("Expected a copy path from 0 to 2, got " + std::to_string(copies));
   request.launch = {static_cast<CopyPath>(copies), int32(object, "ctasPerSm")};
   request.tile_tokens = backend.tile_tokens(request);
-  if (request.processors == 0) request.processors = backend.default_workers(request);
+  const int32_t query_heads = int32(object, "numQueryHeads"), query_len = int32(object, "queryLen");
+  if (query_heads < 1 || query_len < 1) refuse("Expected at least one query head and one query");
+  request.rows = int64_t{query_heads} / request.num_kv_heads * query_len;
   return request;
 }
 
@@ -212,8 +215,7 @@ void use_tensors(const Napi::Object& object, const Backend& backend, DecodeCall&
   const Napi::Value plan = object.Get("plan");
   call.plan = plan.IsObject()
                   ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
-                  : std::make_shared<const Plan>(plan_request(object, backend),
-                                                 values_of<int32_t>(object.Get("contextLengths"), "contextLengths"));
+                  : make_plan(object, backend, values_of<int32_t>(object.Get("contextLengths"), "contextLengths"));
   const Napi::Value table = object.Get("pageTable");
   if (table.IsObject()) call.page_table = values_of<int32_t>(table, "pageTable");
   DecodeParams& params = call.params;
@@ -233,7 +235,7 @@ void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& c
                std::vector<Napi::Object>& pinned) {
   KvCache& cache = NativeKvCache::Unwrap(object.Get("cache").As<Napi::Object>())->cache();
   const KvBatch batch = kv_batch(object);
-  call.plan = std::make_shared<const Plan>(plan_request(object, backend), cache.context_lengths(batch));
+  call.plan = make_plan(object, backend, cache.context_lengths(batch));
   cache.read(batch, int32(object, "layer"), call);
   sizes.k = sizes.v = static_cast<size_t>(cache.block_bytes());
   pinned.push_back(object.Get("holds").As<Napi::Object>());
@@ -241,8 +243,21 @@ void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& c
 
 }  // namespace
 
-PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
-  return read_plan_request(object, backend);
+PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths) {
+  PlanRequest request = read_plan_request(object, backend);
+  request.heads_adjacent = object.Get("headsAdjacent").ToBoolean();
+  // Workers that the caller forces cut the work tile by tile.
+  if (request.processors == 0) {
+    request.processors = backend.default_workers(request);
+    request.heads_per_tile = backend.heads_per_tile(request, context_lengths);
+  }
+  return request;
+}
+
+std::shared_ptr<const Plan> make_plan(const Napi::Object& object, const Backend& backend,
+                                      std::vector<int32_t> context_lengths) {
+  const PlanRequest request = plan_request(object, backend, context_lengths);
+  return std::make_shared<const Plan>(request, std::move(context_lengths));
 }
 
 std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
@@ -266,7 +281,7 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
   check_params(params, sizes);
   const PlanRequest& request = call->plan->request();
   if (request.num_kv_heads != params.num_kv_heads || request.head_dim != params.head_dim ||
-      request.kv_type != params.kv_type)
+      request.kv_type != params.kv_type || request.rows != params.rows())
     refuse("Expected tensors of the shape that the plan was made for");
   params.q = address(q, params.q_type, "q");
   params.out = address(out, params.q_type, "out");
@@ -283,6 +298,7 @@ StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
     return std::span<std::byte>(memory.data, memory.bytes);
   };
   call.request = read_plan_request(numbers, backend);
+  if (call.request.processors == 0) call.request.processors = backend.default_workers(call.request);
   DecodeParams& params = call.params;
   read_query_shape(numbers, params);
   read_kv_shape(numbers, params);

@@ -34,7 +34,10 @@ std::vector<T> values_of(const Napi::Value& value, const char* name) {
   return values;
 }
 
-PlanRequest plan_request(const Napi::Object& object, const Backend& backend);
+// `context_lengths`: of a plan that is made on the host; empty: it is made on the device.
+PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths);
+std::shared_ptr<const Plan> make_plan(const Napi::Object& object, const Backend& backend,
+                                      std::vector<int32_t> context_lengths);
 
 // A complete, checked call. K, V and Q lie in host memory or in the device's. `pinned` receives the objects whose
 // memory it uses.

@@ -57,8 +57,7 @@ Napi::Value NativeDevice::plan(const Napi::CallbackInfo& info) {
       if (lengths[i] < 0)
         throw Error(ErrorCode::kInvalidArgument, "Expected `contextLengths`[" + std::to_string(i) +
                                                      "] to be 0 or more, got " + std::to_string(lengths[i]));
-    return NativePlan::create(info.Env(),
-                              std::make_shared<const Plan>(plan_request(options, backend()), std::move(lengths)));
+    return NativePlan::create(info.Env(), make_plan(options, backend(), std::move(lengths)));
   });
 }
 

@@ -29,7 +29,7 @@ Napi::Value NativePlan::summary(const Napi::CallbackInfo& info) {
     // What the caller asked for: the schedule may hold fewer, where no context has as many tiles.
     set("splits", plan_->request().splits > 0 ? plan_->request().splits : plan_->schedule().num_splits);
     set("tileTokens", plan_->request().tile_tokens);
-    set("numTiles", plan_->schedule().num_tiles);
+    set("numTiles", plan_->num_tiles());
     set("makespan", plan_->makespan());
     set("idealMakespan", plan_->ideal_makespan());
     return summary;

@@ -1,6 +1,7 @@
 // A worker's segments of one sequence are folded side by side, as a bundle, where their heads lie next to each other in
 // memory (NHD): a head alone would be read with gaps, which costs up to half of the bandwidth. What is bundled changes
-// the order in which work is done, never the arithmetic.
+// the order in which work is done, never the arithmetic. A unit is what the schedule knows as one output tile: a head,
+// or several that it cuts at the same places.
 #include "worker.h"
 
 #include <algorithm>
@@ -14,32 +15,31 @@ namespace {
 constexpr int64_t kBundleRunBytes = 4096;
 constexpr int64_t kBundleAccBytes = 16 * 1024;
 
+// Tiles of several heads are coarse: a worker gets this many of them at least, so that one more is 1/8 of its share.
+constexpr int64_t kMinShare = 8;
+
 // How far ahead memory is prefetched, and how much V is summed for a head before the next head's turn.
 constexpr int64_t kPrefetchBytes = 32 * 1024;
 constexpr int64_t kSumBytes = 16 * 1024;
 
-// Segments of neighbouring heads, in the order of a worker's range: only the first may begin inside its output tile,
+// Segments of neighbouring units, in the order of a worker's range: only the first may begin inside its output tile,
 // and only the last may end inside.
 struct Bundle {
   Segment first;
   Segment last;
-  int32_t num_heads;
+  int32_t num_units;
 
   // Tiles in which any of them has work.
-  int64_t begin() const { return num_heads == 1 ? first.begin : 0; }
-  int64_t end() const { return num_heads == 1 ? first.end : first.output_tiles; }
+  int64_t begin() const { return num_units == 1 ? first.begin : 0; }
+  int64_t end() const { return num_units == 1 ? first.end : first.output_tiles; }
 };
 
-// The heads [begin, end) of a bundle that have work in one tile: all, but for a first that begins later and a last that
-// has ended.
-struct Slice {
-  Slice(const Bundle& bundle, int64_t tile)
-      : begin(tile < bundle.first.begin ? 1 : 0), end(bundle.num_heads - (tile < bundle.last.end ? 0 : 1)) {}
-
-  int32_t num_heads() const { return end - begin; }
-
+// Heads [begin, end) of a bundle.
+struct Heads {
   int32_t begin;
   int32_t end;
+
+  int32_t count() const { return end - begin; }
 };
 
 template <class T>
@@ -58,6 +58,7 @@ class Worker {
         workspace_(workspace),
         arena_(arena),
         rows_(params_.rows()),
+        unit_heads_(call.plan->request().heads_per_tile),
         stride_(padded(params_.head_dim)),
         head_bytes_(params_.head_dim * dtype_size(params_.kv_type)),
         heads_adjacent_(params_.k_strides.head == params_.head_dim && params_.v_strides.head == params_.head_dim) {}
@@ -70,7 +71,7 @@ class Worker {
     bool more = work.next(segment);
     while (more) {
       Bundle bundle{segment, segment, 1};
-      for (; (more = work.next(segment)) && joins(bundle, segment); ++bundle.num_heads) bundle.last = segment;
+      for (; (more = work.next(segment)) && joins(bundle, segment); ++bundle.num_units) bundle.last = segment;
       run_bundle(bundle, worker);
     }
   }
@@ -81,29 +82,52 @@ class Worker {
   }
 
  private:
+  int32_t num_heads(const Bundle& bundle) const { return bundle.num_units * unit_heads_; }
+  int32_t first_head(const Bundle& bundle) const { return bundle.first.kv_head * unit_heads_; }
+
+  // The heads that have work in a tile: all, but for a first unit that begins later and a last one that has ended.
+  Heads heads_in(const Bundle& bundle, int64_t tile) const {
+    return {tile < bundle.first.begin ? unit_heads_ : 0,
+            num_heads(bundle) - (tile < bundle.last.end ? 0 : unit_heads_)};
+  }
+
   bool joins(const Bundle& bundle, const Segment& next) const {
-    const int64_t heads = bundle.num_heads + 1;
+    const int64_t heads = num_heads(bundle) + unit_heads_;
     return heads_adjacent_ && next.sequence == bundle.first.sequence && heads * head_bytes_ <= kBundleRunBytes &&
            heads * rows_ * stride_ * static_cast<int64_t>(sizeof(float)) <= kBundleAccBytes;
   }
 
   void run_bundle(const Bundle& bundle, int64_t worker) {
     load_queries(bundle);
+    if (heads_adjacent_)
+      fold_bundle(bundle, {0, num_heads(bundle)});
+    else  // a unit of several heads that lie apart: one after the other
+      for (int32_t head = 0; head < num_heads(bundle); ++head) fold_bundle(bundle, {head, head + 1});
+    for (int32_t unit = 0; unit < bundle.num_units; ++unit) {
+      const bool is_first = unit == 0, is_last = unit == bundle.num_units - 1;
+      const Segment& segment = is_first ? bundle.first : bundle.last;
+      const int32_t head = unit * unit_heads_;
+      if ((!is_first && !is_last) || segment.covers_output())
+        write_unit(bundle.first.sequence, first_head(bundle) + head, states(head), acc(head));
+      else
+        publish_partial(segment, worker, states(head), acc(head));
+    }
+  }
+
+  // Folds the bundle's tiles into the states of some of its heads.
+  void fold_bundle(const Bundle& bundle, Heads heads) {
     TileRows rows[2];  // of this tile, and of the next one, which is prefetched
-    int64_t tile = locate_next(bundle, bundle.begin(), rows[0]);
+    int64_t tile = locate_next(bundle, heads, bundle.begin(), rows[0]);
     for (int turn = 0; tile < bundle.end(); turn ^= 1) {
-      const int64_t next = locate_next(bundle, tile + 1, rows[turn ^ 1]);
-      fold_tile(bundle, tile, rows[turn], rows[turn ^ 1]);
+      const int64_t next = locate_next(bundle, heads, tile + 1, rows[turn ^ 1]);
+      fold_tile(bundle, working(bundle, heads, tile), tile, rows[turn], rows[turn ^ 1]);
       tile = next;
     }
-    for (int32_t head = 0; head < bundle.num_heads; ++head) {
-      const bool is_first = head == 0, is_last = head == bundle.num_heads - 1;
-      const Segment& segment = is_first ? bundle.first : bundle.last;
-      if ((!is_first && !is_last) || segment.covers_output())
-        write_output(bundle.first.sequence, bundle.first.kv_head + head, states(head), acc(head));
-      else
-        publish_partial(segment, worker, head);
-    }
+  }
+
+  Heads working(const Bundle& bundle, Heads heads, int64_t tile) const {
+    const Heads all = heads_in(bundle, tile);
+    return {std::max(heads.begin, all.begin), std::min(heads.end, all.end)};
   }
 
   float* query(int32_t head, int32_t row) { return arena_.q.data() + (int64_t{head} * rows_ + row) * stride_; }
@@ -112,28 +136,28 @@ class Worker {
 
   // Queries as float32, padded with zeros; states empty.
   void load_queries(const Bundle& bundle) {
-    const auto rows = static_cast<size_t>(bundle.num_heads) * static_cast<size_t>(rows_);
+    const auto rows = static_cast<size_t>(num_heads(bundle)) * static_cast<size_t>(rows_);
     arena_.q.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.acc.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.states.assign(rows, SoftmaxState{});
     arena_.scores.resize(rows * kTileTokens);
     arena_.visible.resize(static_cast<size_t>(rows_));
-    for (int32_t head = 0; head < bundle.num_heads; ++head)
+    for (int32_t head = 0; head < num_heads(bundle); ++head)
       for (int32_t row = 0; row < rows_; ++row) {
-        const QueryRow at = query_row(params_, bundle.first.kv_head + head, row);
+        const QueryRow at = query_row(params_, first_head(bundle) + head, row);
         const int64_t offset = query_offset(params_, bundle.first.sequence, at);
         widen_(static_cast<const char*>(params_.q) + offset * dtype_size(params_.q_type), params_.head_dim,
                query(head, row));
       }
   }
 
-  // The bundle's first tile with any work from `tile` on, and the addresses of its tokens for its slice's first head.
+  // The first tile with any work for the heads from `tile` on, and the addresses of its tokens for the first of them.
   // Only tokens of the context are looked up. At the end: bundle.end(), and no tokens.
-  int64_t locate_next(const Bundle& bundle, int64_t tile, TileRows& rows) const {
-    while (tile < bundle.end() && Slice(bundle, tile).num_heads() <= 0) ++tile;
+  int64_t locate_next(const Bundle& bundle, Heads heads, int64_t tile, TileRows& rows) const {
+    while (tile < bundle.end() && working(bundle, heads, tile).count() <= 0) ++tile;
     rows.count = 0;
     if (tile >= bundle.end()) return bundle.end();
-    const int32_t kv_head = bundle.first.kv_head + Slice(bundle, tile).begin;
+    const int32_t kv_head = first_head(bundle) + working(bundle, heads, tile).begin;
     const int64_t size = dtype_size(params_.kv_type);
     const char* k = static_cast<const char*>(params_.k) + kv_head * params_.k_strides.head * size;
     const char* v = static_cast<const char*>(params_.v) + kv_head * params_.v_strides.head * size;
@@ -157,9 +181,8 @@ class Worker {
     return call_.plan->context_lengths()[static_cast<size_t>(bundle.first.sequence)];
   }
 
-  void fold_tile(const Bundle& bundle, int64_t tile, const TileRows& current, const TileRows& next) {
-    const Slice slice(bundle, tile);
-    const int64_t run_bytes = slice.num_heads() * head_bytes_;
+  void fold_tile(const Bundle& bundle, Heads heads, int64_t tile, const TileRows& current, const TileRows& next) {
+    const int64_t run_bytes = heads.count() * head_bytes_;
     const auto ahead = static_cast<int32_t>(std::clamp<int64_t>(kPrefetchBytes / run_bytes, kTokenBlock, kTileTokens));
     const char* k_ahead[kTileTokens];
     const char* v_ahead[kTileTokens];
@@ -172,16 +195,16 @@ class Worker {
     fold.v_ahead = v_ahead;
     fold.count = current.count;
     fold.sum_tokens = static_cast<int32_t>(std::clamp<int64_t>(kSumBytes / run_bytes, kTokenBlock, kTileTokens));
-    fold.heads = slice.num_heads();
+    fold.heads = heads.count();
     fold.head_bytes = head_bytes_;
     fold.rows = rows_;
     fold.head_dim = params_.head_dim;
     fold.visible = mask_rows(tile, context_length(bundle), current.count) ? arena_.visible.data() : nullptr;
     fold.scale = params_.scale * kLog2E;
-    fold.q = query(slice.begin, 0);
+    fold.q = query(heads.begin, 0);
     fold.scores = arena_.scores.data();
-    fold.states = states(slice.begin);
-    fold.acc = acc(slice.begin);
+    fold.states = states(heads.begin);
+    fold.acc = acc(heads.begin);
     fold_(fold);
   }
 
@@ -231,30 +254,32 @@ class Worker {
     }
   }
 
-  void write_output(int32_t sequence, int32_t kv_head, const SoftmaxState* states, const float* acc) {
-    for (int32_t row = 0; row < rows_; ++row)
-      write_row(sequence, kv_head, row, states[row], acc + int64_t{row} * stride_);
+  void write_unit(int32_t sequence, int32_t first_head, const SoftmaxState* states, const float* acc) {
+    for (int32_t row = 0; row < unit_heads_ * rows_; ++row)
+      write_row(sequence, first_head + row / rows_, row % rows_, states[row], acc + int64_t{row} * stride_);
   }
 
   // Stores the partial; the last of the contributors to arrive merges them all. The increment releases this partial and
   // acquires the others'.
-  void publish_partial(const Segment& segment, int64_t worker, int32_t head) {
+  void publish_partial(const Segment& segment, int64_t worker, SoftmaxState* states, float* acc) {
+    const int64_t rows = int64_t{unit_heads_} * rows_;
     const int64_t slot = partial_slot(segment.first_worker, worker - segment.first_worker);
-    std::copy_n(states(head), rows_, workspace_.states(slot));
-    std::copy_n(acc(head), int64_t{rows_} * stride_, workspace_.acc(slot));
+    std::copy_n(states, rows, workspace_.states(slot));
+    std::copy_n(acc, rows * stride_, workspace_.acc(slot));
     std::atomic<int64_t>& arrivals = workspace_.arrivals(segment.first_worker);
     if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 < segment.num_contributors) return;
     arrivals.store(0, std::memory_order_relaxed);
-    fix_up(segment, states(head), acc(head));
+    fix_up(segment, states, acc);
   }
 
   // Merges the partials in worker order, so that the bits do not depend on who came last.
   void fix_up(const Segment& segment, SoftmaxState* states, float* acc) {
-    std::fill_n(states, rows_, SoftmaxState{});
-    std::fill_n(acc, int64_t{rows_} * stride_, 0.0f);
+    const int32_t rows = unit_heads_ * rows_;
+    std::fill_n(states, rows, SoftmaxState{});
+    std::fill_n(acc, int64_t{rows} * stride_, 0.0f);
     for (int64_t index = 0; index < segment.num_contributors; ++index) {
       const int64_t slot = partial_slot(segment.first_worker, index);
-      for (int32_t row = 0; row < rows_; ++row) {
+      for (int32_t row = 0; row < rows; ++row) {
         const Merge merged = merge(states[row], workspace_.states(slot)[row]);
         float* sum = acc + int64_t{row} * stride_;
         const float* part = workspace_.acc(slot) + int64_t{row} * stride_;
@@ -262,7 +287,7 @@ class Worker {
         states[row] = merged.state;
       }
     }
-    write_output(segment.sequence, segment.kv_head, states, acc);
+    write_unit(segment.sequence, segment.kv_head * unit_heads_, states, acc);
   }
 
   const DecodeCall& call_;
@@ -271,7 +296,8 @@ class Worker {
   void (*const widen_)(const void*, int32_t, float*);
   Workspace& workspace_;
   Arena& arena_;
-  const int32_t rows_;
+  const int32_t rows_;  // of a head
+  const int32_t unit_heads_;
   const int64_t stride_;      // floats from one row to the next
   const int64_t head_bytes_;  // bytes of one token's K (or V) of one head
   const bool heads_adjacent_;
@@ -279,7 +305,22 @@ class Worker {
 
 }  // namespace
 
-void Workspace::reserve(const Plan& plan, int32_t rows, int32_t head_dim) {
+int32_t heads_per_tile(const PlanRequest& request, std::span<const int32_t> context_lengths) {
+  if (request.strategy != Strategy::kLean || !request.heads_adjacent) return 1;
+  int64_t tiles = 0;
+  for (const int32_t length : context_lengths) tiles += (int64_t{length} + kTileTokens - 1) / kTileTokens;
+  const int64_t acc_bytes = request.rows * padded(request.head_dim) * static_cast<int64_t>(sizeof(float));
+  for (int32_t heads = request.num_kv_heads; heads > 1; --heads) {
+    const int64_t units = request.num_kv_heads / heads;
+    if (request.num_kv_heads % heads == 0 && heads * acc_bytes <= kBundleAccBytes &&
+        tiles * units >= kMinShare * request.processors)
+      return heads;
+  }
+  return 1;
+}
+
+void Workspace::reserve(const Plan& plan, int32_t head_rows, int32_t head_dim) {
+  const int32_t rows = head_rows * plan.request().heads_per_tile;
   const bool has_partials = plan.has_partials();
   const auto slots = static_cast<size_t>(has_partials ? plan.schedule().num_slots() : 0);
   rows_ = rows;
@@ -290,8 +331,9 @@ void Workspace::reserve(const Plan& plan, int32_t rows, int32_t head_dim) {
   if (counters > arrivals_.size()) arrivals_ = std::vector<std::atomic<int64_t>>(counters);
 }
 
-size_t Workspace::bytes(const Plan& plan, int32_t rows, int32_t head_dim) {
+size_t Workspace::bytes(const Plan& plan, int32_t head_rows, int32_t head_dim) {
   if (!plan.has_partials()) return 0;
+  const int32_t rows = head_rows * plan.request().heads_per_tile;
   const size_t row_bytes = sizeof(SoftmaxState) + static_cast<size_t>(padded(head_dim)) * sizeof(float);
   return static_cast<size_t>(plan.schedule().num_slots()) * static_cast<size_t>(rows) * row_bytes +
          static_cast<size_t>(plan.schedule().num_counters()) * sizeof(std::atomic<int64_t>);

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "../runtime/backend.h"
@@ -14,8 +15,8 @@ namespace lean::cpu {
 class Workspace {
  public:
   // Throws std::bad_alloc. Counters are 0 between calls: the last arriver resets its own.
-  void reserve(const Plan& plan, int32_t rows, int32_t head_dim);
-  static size_t bytes(const Plan& plan, int32_t rows, int32_t head_dim);
+  void reserve(const Plan& plan, int32_t head_rows, int32_t head_dim);  // head_rows: query rows of one KV head
+  static size_t bytes(const Plan& plan, int32_t head_rows, int32_t head_dim);
   void reset_counters();  // after a call that failed half-way
 
   SoftmaxState* states(int64_t slot) { return states_.data() + slot * rows_; }
@@ -38,6 +39,10 @@ struct Arena {
   std::vector<SoftmaxState> states;
   std::vector<int32_t> visible;
 };
+
+// How many neighbouring heads a schedule should cut at the same places (see PlanRequest): as many as a bundle holds,
+// while shares stay balanced.
+int32_t heads_per_tile(const PlanRequest& request, std::span<const int32_t> context_lengths);
 
 // Runs worker `worker` of the call's plan. Any number of workers may run at once, each with its own arena.
 void run_worker(const DecodeCall& call, const TileCode& tile, int64_t worker, int64_t num_workers, Workspace& workspace,

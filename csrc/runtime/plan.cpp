@@ -52,7 +52,7 @@ Plan::Plan(const PlanRequest& request, std::vector<int32_t> context_lengths)
     const int64_t tiles = (int64_t{length} + request.tile_tokens - 1) / request.tile_tokens;
     longest = std::max(longest, tiles);
     // Below 2^26 tiles times 2^31 heads on top of a sum that has been checked: nothing overflows before it is refused.
-    first_tile_.push_back(first_tile_.back() + tiles * request.num_kv_heads);
+    first_tile_.push_back(first_tile_.back() + tiles * (request.num_kv_heads / request.heads_per_tile));
     if (first_tile_.back() > most)
       throw Error(ErrorCode::kInvalidArgument, "Expected tiles x workers to fit 64 bits, got " +
                                                    std::to_string(first_tile_.back()) + " tiles or more and " +
@@ -74,14 +74,18 @@ int64_t Plan::place(Visit visit) const {
   const int64_t processors = std::min(request_.processors, std::max<int64_t>(schedule_.num_workers, 1));
   for (int64_t processor = 0; processor < processors; ++processor) free.push({0, processor});
   const TileMap tiles = map();
+  const int32_t heads = request_.heads_per_tile;
   int64_t makespan = 0;
   for (int64_t worker = 0; worker < schedule_.num_workers; ++worker) {
     auto [time, processor] = free.top();
     free.pop();
     Segment segment;
     for (WorkCursor work(schedule_, tiles, worker); work.next(segment);) {
-      visit(PlacedSegment{segment, worker, processor, time});
-      time += segment.end - segment.begin;
+      segment.kv_head *= heads;
+      for (int32_t head = 0; head < heads; ++head, ++segment.kv_head) {
+        visit(PlacedSegment{segment, worker, processor, time});
+        time += segment.end - segment.begin;
+      }
     }
     makespan = std::max(makespan, time);
     free.push({time, processor});
@@ -99,6 +103,6 @@ int64_t Plan::makespan() const {
   return place([](const PlacedSegment&) {});
 }
 
-int64_t Plan::ideal_makespan() const { return (schedule_.num_tiles + request_.processors - 1) / request_.processors; }
+int64_t Plan::ideal_makespan() const { return (num_tiles() + request_.processors - 1) / request_.processors; }
 
 }  // namespace lean

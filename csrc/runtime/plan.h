@@ -36,6 +36,11 @@ struct PlanRequest {
   int32_t head_dim = 128;    // of K and V, as is their type: they choose the kernel
   DType kv_type = DType::kF16;
   LaunchOptions launch;
+  int64_t rows = 1;             // query rows that share a KV head: group size x query length
+  bool heads_adjacent = false;  // a token's heads lie side by side in memory
+  // Neighbouring KV heads that are scheduled as one output tile: a device that reads several at once cuts the context
+  // for all of them at the same places, so that each worker reads whole runs of memory. Divides num_kv_heads.
+  int32_t heads_per_tile = 1;
 };
 
 // A segment and its place in time, for people and tests. Time is counted in tiles.
@@ -53,15 +58,19 @@ class Plan {
   const PlanRequest& request() const { return request_; }
   const Schedule& schedule() const { return schedule_; }
   TileMap map() const {
-    return {first_tile_.data(), static_cast<int32_t>(context_lengths_.size()), request_.num_kv_heads};
+    return {first_tile_.data(), static_cast<int32_t>(context_lengths_.size()),
+            request_.num_kv_heads / request_.heads_per_tile};
   }
   const std::vector<int32_t>& context_lengths() const { return context_lengths_; }
 
   // Whether any output tile is shared between workers; if not, no workspace is needed.
   bool has_partials() const { return has_partials_; }
 
-  // Every segment, each on the processor that comes free first: workers start in order, as a GPU dispatches CTAs.
+  // Every segment, each on the processor that comes free first: workers start in order, as a GPU dispatches CTAs. Heads
+  // that are scheduled as one come one after the other.
   std::vector<PlacedSegment> segments() const;
+
+  int64_t num_tiles() const { return schedule_.num_tiles * request_.heads_per_tile; }  // LeanTiles in all
 
   // The longest a processor works, in tiles, and the least that any schedule could reach.
   int64_t makespan() const;

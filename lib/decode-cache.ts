@@ -55,11 +55,21 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
   const out = prepareTarget('out', options.out, q.shape, q.dtype);
   const lse = prepareTarget('lse', options.lse, q.shape.slice(0, -1), 'f32');
   expectApart({ out, lse }, { q });
+  const schedule = prepareSchedule(options);
   return {
     result: { out, lse },
     call: {
-      ...shape,
-      ...batch,
+      qType: shape.qType,
+      batch: shape.batch,
+      queryLen: shape.queryLen,
+      numQueryHeads: shape.numQueryHeads,
+      headDim: shape.headDim,
+      qSequenceStride: shape.qSequenceStride,
+      qQueryStride: shape.qQueryStride,
+      qHeadStride: shape.qHeadStride,
+      sequences: batch.sequences,
+      counts: batch.counts,
+      stamp: batch.stamp,
       q: memoryOf(q),
       cache: native,
       layer,
@@ -70,7 +80,11 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
       numKvHeads: cache.numKvHeads,
       headsAdjacent: true,
       scale,
-      ...prepareSchedule(options),
+      strategy: schedule.strategy,
+      workers: schedule.workers,
+      splits: schedule.splits,
+      copies: schedule.copies,
+      ctasPerSm: schedule.ctasPerSm,
     },
   };
 }

@@ -61,13 +61,8 @@ export function prepareStreamCall(options: StreamDecodeOptions): NativeStreamCal
   const lse = expectDeviceTensor('lse', options.lse, 'f32');
   expectDeviceShape('lse', lse, q.shape.slice(0, -1));
   const schedule = prepareSchedule(options);
-  let next = 0;
-  for (const name of SCHEDULE_NUMBERS) numbers[next++] = schedule[name];
-  for (const name of QUERY_NUMBERS) numbers[next++] = queries.shape[name];
-  for (const name of CACHE_NUMBERS) numbers[next++] = shape[name];
-  numbers[next++] = table === null ? 1 : table.shape[1];
-  numbers[next++] = prepareScale(options.scale, headDim);
-  return {
+  const scale = prepareScale(options.scale, headDim);
+  const call = {
     numbers,
     q: options.q.view,
     k: options.k.view,
@@ -77,6 +72,14 @@ export function prepareStreamCall(options: StreamDecodeOptions): NativeStreamCal
     contextLengths: lengths.view,
     pageTable: table === null ? null : table.view,
   };
+  // Last: what reads the options may be the caller's code, and make a call of its own.
+  let next = 0;
+  for (const name of SCHEDULE_NUMBERS) numbers[next++] = schedule[name];
+  for (const name of QUERY_NUMBERS) numbers[next++] = queries.shape[name];
+  for (const name of CACHE_NUMBERS) numbers[next++] = shape[name];
+  numbers[next++] = table === null ? 1 : table.shape[1];
+  numbers[next++] = scale;
+  return call;
 }
 
 function expectDeviceShape(name: string, t: DeviceTensor, shape: readonly number[]): void {

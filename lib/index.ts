@@ -1,7 +1,7 @@
 // Decode-phase attention for Node.js. This file is the public API and nothing else.
 export { Device, type DeviceOptions, type DeviceSpec, type InstructionSet, openDevice } from './device';
 export type { DType } from './dtype';
-export { type ErrorCode, LeanAttentionError } from './errors';
+export { type CudaProblem, type ErrorCode, LeanAttentionError } from './errors';
 export { type Installation, installation } from './installation';
 export { KvCache, type KvCacheStats, Sequence } from './kv-cache';
 export { Step } from './kv-step';

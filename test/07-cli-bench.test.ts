@@ -114,6 +114,7 @@ describe('bench', () => {
       expect(row).toMatchObject({ device: 'cpu', call: 'device.decodeSync' });
       expect(row.medianUs).toBeGreaterThan(0);
       expect(row.p10Us).toBeLessThanOrEqual(row.p90Us);
+      expect(row.heapBytesPerCall).toBeLessThan(16384);
     }
     const refused = await inProcess(['bench', '--preset', 'overhead', '--context', '64']);
     expect(refused).toEqual({

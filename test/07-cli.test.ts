@@ -8,7 +8,7 @@ import { join } from 'node:path';
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
-import { asProcess, inProcess, mainFile, PRESETS, writeSafetensors } from './helpers/cli';
+import { asProcess, inProcess, mainFile, PRESET_NAMES, writeSafetensors } from './helpers/cli';
 import { installation } from './helpers/library';
 import { contiguous } from './helpers/small-files';
 
@@ -112,8 +112,8 @@ describe('options that cannot be used end with exit code 2 and a sentence', () =
       'Expected "/no/such/a.svg" to be writable, got: no such file or directory.',
     ],
     ['schedule --context 4k --svg /tmp', 'Expected "/tmp" to be writable, got: a directory.'],
-    ['bench --preset slow', `Expected --preset to be one of ${Object.keys(PRESETS).join(', ')}, got "slow".`],
-    ['bench --preset toString', `Expected --preset to be one of ${Object.keys(PRESETS).join(', ')}, got "toString".`],
+    ['bench --preset slow', `Expected --preset to be one of ${PRESET_NAMES.join(', ')}, got "slow".`],
+    ['bench --preset toString', `Expected --preset to be one of ${PRESET_NAMES.join(', ')}, got "toString".`],
     ['bench --dtype f64', 'Expected --dtype to be one of f32, f16, bf16, got "f64".'],
     ['bench --batch 0', 'Expected --batch to be a whole number from 1 to 4096, got "0".'],
     ['bench --context 1k,0', 'Expected --context to be numbers above 0, got 0.'],

@@ -3,7 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { DecodeOptions, LaunchOptions } from 'lean-attention';
+import type { CudaProblem, DecodeOptions, LaunchOptions } from 'lean-attention';
 import { describe, expect, test } from 'vitest';
 import { build, type Case } from './helpers/cases';
 import { expectClose, expectSameBits } from './helpers/compare';
@@ -145,15 +145,16 @@ describe('which device', () => {
     });
   });
 
-  test.each<[string, 1 | 2 | 3, RegExp]>([
-    ['no driver', 1, /^No CUDA device: no NVIDIA driver was found; install one/],
-    ['a driver too old', 2, /supports CUDA 11\.4, this build needs 13\.0; update the driver/],
-    ['no GPU', 3, /the NVIDIA driver found no GPU; see nvidia-smi/],
-  ])('%s: never a silent fallback', async (_, driver, message) => {
+  test.each<[string, 1 | 2 | 3, CudaProblem, RegExp]>([
+    ['no driver', 1, 'driver-missing', /^No CUDA device: no NVIDIA driver was found; install one/],
+    ['a driver too old', 2, 'driver-too-old', /supports CUDA 11\.4, this build needs 13\.0; update the driver/],
+    ['no GPU', 3, 'no-device', /the NVIDIA driver found no GPU; see nvidia-smi/],
+  ])('%s: never a silent fallback', async (_, driver, reason, message) => {
     cuda.addon.steerCuda({ driver });
     const error = await failure(() => cuda.library.openDevice('cuda'));
     expect(error).toMatchObject({ name: 'LeanAttentionError', code: 'CUDA_UNAVAILABLE' });
     expect(error.message).toMatch(message);
+    expect(() => cuda.library.openDevice('cuda')).toThrow(expect.objectContaining({ reason }));
     using auto = cuda.library.openDevice('auto');
     expect(auto.type).toBe('cpu');
     expect(auto.description).toContain('taken because no CUDA device can be used');

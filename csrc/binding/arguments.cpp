@@ -138,6 +138,7 @@ CacheStrides cache_strides(const Fields& object, const char* page, const char* t
   return {integer(object, page), integer(object, token), integer(object, head)};
 }
 
+// All but what a device decides for itself: processors may still be 0.
 template <class Fields>
 PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   PlanRequest request;
@@ -259,10 +260,6 @@ void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& c
 }
 
 }  // namespace
-
-PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
-  return read_plan_request(object, backend);
-}
 
 std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
                                         std::vector<Napi::Object>& pinned) {

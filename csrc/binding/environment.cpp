@@ -43,16 +43,17 @@ Environment::Environment(Napi::Env env) : env_(env), ended_(EndedFunction::New(e
 }
 
 Napi::Error Environment::to_js(std::exception_ptr error) {
-  const auto make = [&](const char* code, const std::string& message) {
+  const auto make = [&](const char* code, const std::string& message, const std::string& reason = {}) {
     if (error_class_.IsEmpty()) return Napi::Error::New(env_, message);
-    const Napi::Value made = error_class_.New({Napi::String::New(env_, code), Napi::String::New(env_, message)});
+    const Napi::Value cause = reason.empty() ? env_.Undefined() : Napi::String::New(env_, reason);
+    const Napi::Value made = error_class_.New({Napi::String::New(env_, code), Napi::String::New(env_, message), cause});
     return Napi::Error(env_, made);
   };
   try {
     std::rethrow_exception(error);
   } catch (const Error& e) {
     if (e.code() == ErrorCode::kInvalidArgument) return Napi::RangeError::New(env_, e.what());
-    return make(code_name(e.code()), e.what());
+    return make(code_name(e.code()), e.what(), e.reason());
   } catch (const std::bad_alloc&) {
     return make(
         "OUT_OF_MEMORY",

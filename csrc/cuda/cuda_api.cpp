@@ -47,7 +47,7 @@ cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
 }  // namespace
 
-int count_devices(std::string& problem) noexcept {
+int count_devices(Problem& problem) noexcept {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess && count > 0) return count;
@@ -58,7 +58,7 @@ int count_devices(std::string& problem) noexcept {
   const bool known =
       driver == 0 || status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice || status == cudaSuccess;
   problem = known ? describe_problem(driver, runtime, status == cudaErrorInsufficientDriver)
-                  : std::string("the CUDA runtime did not start: ") + cudaGetErrorString(status);
+                  : Problem{"runtime", std::string("the CUDA runtime did not start: ") + cudaGetErrorString(status)};
   return 0;
 }
 

@@ -27,11 +27,15 @@ struct DeviceInfo {
 };
 
 // The sentences that both implementations use. Versions are CUDA's numbers, 13000 for 13.0; driver 0: there is none.
-std::string describe_problem(int driver, int runtime, bool driver_too_old);
+struct Problem {
+  std::string reason;    // for programs, as lib/errors.ts names it
+  std::string sentence;  // for people, and what to do
+};
+Problem describe_problem(int driver, int runtime, bool driver_too_old);
 std::string describe_shortage(size_t asked, size_t free, size_t total);
 
-// How many devices there are; none with the reason, and what to do, in `problem`. Never throws.
-int count_devices(std::string& problem) noexcept;
+// How many devices there are; none with the reason in `problem`. Never throws.
+int count_devices(Problem& problem) noexcept;
 DeviceInfo device_info(int device);
 void use_device(int device);  // for the calling thread
 int current_device();

@@ -230,8 +230,11 @@ class CudaBackend final : public Backend {
 }  // namespace
 
 CudaStatus cuda_status() {
-  CudaStatus status{true, {}, {}};
-  const int count = api::count_devices(status.reason);
+  CudaStatus status{true, {}, {}, {}};
+  api::Problem problem;
+  const int count = api::count_devices(problem);
+  status.reason = problem.sentence;
+  status.problem = problem.reason;
   for (int index = 0; index < count; ++index) {
     const api::DeviceInfo info = api::device_info(index);
     status.devices.push_back({index, info.name, std::to_string(info.major) + "." + std::to_string(info.minor),
@@ -242,10 +245,12 @@ CudaStatus cuda_status() {
 
 std::shared_ptr<Backend> open_cuda(int index) {
   const CudaStatus status = cuda_status();
-  if (status.devices.empty()) throw Error(ErrorCode::kCudaUnavailable, "No CUDA device: " + status.reason);
+  if (status.devices.empty())
+    throw Error(ErrorCode::kCudaUnavailable, "No CUDA device: " + status.reason).because(status.problem);
   if (index >= static_cast<int>(status.devices.size()))
     throw Error(ErrorCode::kCudaUnavailable, "No CUDA device " + std::to_string(index) + ": this machine has " +
-                                                 std::to_string(status.devices.size()));
+                                                 std::to_string(status.devices.size()))
+        .because("no-such-device");
   return std::make_shared<CudaBackend>(index);
 }
 

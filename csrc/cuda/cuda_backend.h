@@ -19,8 +19,9 @@ struct CudaDevice {
 };
 
 struct CudaStatus {
-  bool built;          // this addon holds CUDA kernels
-  std::string reason;  // why no device can be used, and what to do; empty when one can
+  bool built;           // this addon holds CUDA kernels
+  std::string reason;   // why no device can be used, and what to do; empty when one can
+  std::string problem;  // the same for programs, as lib/errors.ts names it
   std::vector<CudaDevice> devices;
 };
 

@@ -13,12 +13,13 @@ std::string readable(size_t bytes) {
 
 }  // namespace
 
-std::string describe_problem(int driver, int runtime, bool driver_too_old) {
-  if (driver == 0) return "no NVIDIA driver was found; install one, or use the device 'cpu'";
+Problem describe_problem(int driver, int runtime, bool driver_too_old) {
+  if (driver == 0) return {"driver-missing", "no NVIDIA driver was found; install one, or use the device 'cpu'"};
   if (driver_too_old)
-    return "the NVIDIA driver supports CUDA " + version(driver) + ", this build needs " + version(runtime) +
-           "; update the driver, or use the device 'cpu'";
-  return "the NVIDIA driver found no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the device 'cpu'";
+    return {"driver-too-old", "the NVIDIA driver supports CUDA " + version(driver) + ", this build needs " +
+                                  version(runtime) + "; update the driver, or use the device 'cpu'"};
+  return {"no-device",
+          "the NVIDIA driver found no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the device 'cpu'"};
 }
 
 std::string describe_shortage(size_t asked, size_t free, size_t total) {

@@ -88,7 +88,8 @@ ReadyKernel make_ready(int device, DType kv_type, int head_dim, const LaunchOpti
   throw Error(ErrorCode::kCudaUnavailable,
               copy_path == CopyPath::kBulk
                   ? "Bulk copies need a GPU of compute capability 9.0 or 10.x, and kernels that were built for it"
-                  : "This build of lean-attention holds no kernels for the GPU's compute capability");
+                  : "This build of lean-attention holds no kernels for the GPU's compute capability")
+      .because("no-kernels");
 }
 
 const ReadyKernel& ready_kernel(DType kv_type, int32_t head_dim, const LaunchOptions& options) {

@@ -4,6 +4,7 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace lean {
 
@@ -25,11 +26,19 @@ class Error : public std::runtime_error {
   Error(ErrorCode code, const std::string& message, std::source_location where = std::source_location::current())
       : std::runtime_error(message), code_(code), where_(where) {}
 
+  // Which of several causes of one code it was, as lib/errors.ts names them; empty: there is but one.
+  Error because(std::string reason) && {
+    reason_ = std::move(reason);
+    return std::move(*this);
+  }
+
   ErrorCode code() const { return code_; }
+  const std::string& reason() const { return reason_; }
   const std::source_location& where() const { return where_; }
 
  private:
   ErrorCode code_;
+  std::string reason_;
   std::source_location where_;
 };
 

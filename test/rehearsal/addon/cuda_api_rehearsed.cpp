@@ -137,7 +137,7 @@ void check_alive() {
 
 }  // namespace
 
-int count_devices(std::string& problem) noexcept {
+int count_devices(Problem& problem) noexcept {
   switch (cuda_control().driver) {
     case rehearsal::Driver::kPresent:
       return cuda_control().devices;

@@ -258,16 +258,19 @@ function expectOperand(name: string, value: unknown): Operand & { dtype: DType }
   return value as DeviceTensor & { dtype: DType };
 }
 
-/** The views of host memory that a call reads and writes, by name. */
-function viewsOf(call: NativeCall): [string, ArrayBufferView][] {
+/** Views of host memory that native code reads or writes, by name. */
+export type NamedViews = [string, ArrayBufferView][];
+
+/** The views of host memory that a call reads and writes. */
+export function viewsOf(call: NativeCall): NamedViews {
   const { q, out, lse } = call;
   const views = Object.entries('k' in call ? { q, k: call.k, v: call.v, out, lse } : { q, out, lse });
   return views.filter((entry): entry is [string, ArrayBufferView] => ArrayBuffer.isView(entry[1]));
 }
 
 /** Asynchronous calls read memory after JavaScript has gone on, so it must be memory that cannot shrink meanwhile. */
-export function expectFixedBuffers(call: NativeCall): void {
-  for (const [name, view] of viewsOf(call)) {
+export function expectFixedBuffers(views: NamedViews): void {
+  for (const [name, view] of views) {
     const buffer = view.buffer as ArrayBuffer & { resizable?: boolean };
     if (buffer.resizable) {
       throw new TypeError(
@@ -281,10 +284,10 @@ export function expectFixedBuffers(call: NativeCall): void {
  * Remembers which views hold memory before a call. The check that it returns is for afterwards: a buffer that was
  * transferred away meanwhile makes the result worthless, and says so.
  */
-export function rememberBuffers(call: NativeCall): () => void {
-  const views = viewsOf(call).filter(([, view]) => view.byteLength > 0);
+export function rememberBuffers(views: NamedViews): () => void {
+  const held = views.filter(([, view]) => view.byteLength > 0);
   return () => {
-    const lost = views.find(([, view]) => view.byteLength === 0);
+    const lost = held.find(([, view]) => view.byteLength === 0);
     if (lost === undefined) return;
     throw new LeanAttentionError(
       'BUFFER_DETACHED',

@@ -1,6 +1,6 @@
 // Devices: what computes.
 /// <reference lib="esnext.disposable" preserve="true" />
-import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers } from './decode';
+import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers, viewsOf } from './decode';
 import { prepareCacheCall } from './decode-cache';
 import { LeanAttentionError } from './errors';
 import { KvCache } from './kv-cache';
@@ -83,8 +83,9 @@ export class Device {
   ): Promise<DecodeResult> => {
     const device = this.#open();
     const { call, result } = this.#prepare(options, plan);
-    expectFixedBuffers(call);
-    const expectAttached = rememberBuffers(call);
+    const views = viewsOf(call);
+    expectFixedBuffers(views);
+    const expectAttached = rememberBuffers(views);
     await device.decodeAsync(call);
     expectAttached();
     return result;
@@ -133,7 +134,7 @@ export class Device {
 
   /**
    * Copies a tensor to the device, into new memory or into `target` (contiguous, of its shape and type); an Int32Array
-   * becomes an i32 tensor of one axis. Blocks while it copies: in a server's step, use a stream.
+   * becomes an i32 tensor of one axis. Blocks while it copies, after what streams had enqueued: in a step, use a stream.
    */
   upload(source: Tensor | Int32Array, target?: DeviceTensor): DeviceTensor {
     const copy = prepareUpload(source, target);
@@ -142,7 +143,7 @@ export class Device {
     return to;
   }
 
-  /** Copies a contiguous tensor back, into a new tensor or into `target`. Blocks: in a server's step, use a stream. */
+  /** Copies a contiguous tensor back, into a new tensor or into `target`. Blocks, after what streams had enqueued. */
   download(source: DeviceTensor, target?: Tensor): Tensor {
     const to = prepareDownload(source, target);
     this.#open().download(source.view, to.data.subarray(0, numElements(to.shape)));

@@ -30,7 +30,8 @@ export interface KvCacheStats {
 }
 
 /**
- * Made by `device.createKvCache`. Everything but decode runs on the calling thread and is done when it returns.
+ * Made by `device.createKvCache`. Everything but decode and work in streams runs on the calling thread and is done when it
+ * returns; it comes after what streams had enqueued, and waits for a decode in flight where it writes.
  *
  * A decode in flight keeps the memory alive, so nothing here can harm it; but its result is defined only if no token that it
  * reads is overwritten before it has settled. Appending and writing new tokens overwrites none; it can once a sequence that
@@ -48,12 +49,13 @@ export class KvCache {
   readonly bytes: number;
   readonly #expectDevice: () => NativeDevice;
   readonly #forgotten: FinalizationRegistry<number>;
+  readonly #blocks = new Map<number, { k: DeviceTensor; v: DeviceTensor }>();
   #native: NativeKvCache | undefined;
 
   /** @internal */
   constructor(options: KvCacheOptions, device: Device, expectDevice: () => NativeDevice) {
     expectObject('options', options);
-    this.layers = expectInteger('layers', options.layers, 1, LIMITS.int32);
+    this.layers = expectInteger('layers', options.layers, 1, LIMITS.layers);
     this.numKvHeads = expectInteger('numKvHeads', options.numKvHeads, 1, LIMITS.int32);
     this.headDim = expectInteger('headDim', options.headDim, 8, LIMITS.headDim);
     if (this.headDim % 8 !== 0) throw new RangeError(`Expected \`headDim\` to be a multiple of 8, got ${this.headDim}`);
@@ -139,14 +141,24 @@ export class KvCache {
     return new Step(this, sequences, starts, { sequences: ids, counts: room, stamp }, this.#open);
   }
 
-  /** K and V of a layer in the device's memory, [numPages, pageTokens, numKvHeads, headDim], as a decode takes them. */
+  /**
+   * K and V of a layer in the device's memory, [numPages, pageTokens, numKvHeads, headDim], as a decode takes them: the same
+   * tensors every time, until the cache is disposed.
+   */
   layer(layer: number): { k: DeviceTensor; v: DeviceTensor } {
     const native = this.#open();
     expectInteger('layer', layer, 0, this.layers - 1);
+    const known = this.#blocks.get(layer);
+    if (known !== undefined && known.k.pointer !== 0n && known.v.pointer !== 0n) return known;
     const shape = prepareDeviceShape([this.numPages, this.pageTokens, this.numKvHeads, this.headDim], {
       dtype: this.dtype,
     });
-    return { k: new DeviceTensor(native.block(layer, 0), shape), v: new DeviceTensor(native.block(layer, 1), shape) };
+    const blocks = {
+      k: new DeviceTensor(native.block(layer, 0), shape),
+      v: new DeviceTensor(native.block(layer, 1), shape),
+    };
+    this.#blocks.set(layer, blocks);
+    return blocks;
   }
 
   /** Context lengths and page table of a batch in the device's memory, for steps in a stream. */
@@ -168,6 +180,11 @@ export class KvCache {
 
   /** Lets the memory go, and with it all sequences. Idempotent. */
   dispose(): void {
+    for (const { k, v } of this.#blocks.values()) {
+      k.dispose();
+      v.dispose();
+    }
+    this.#blocks.clear();
     this.#native?.close();
     this.#native = undefined;
   }

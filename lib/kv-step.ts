@@ -50,7 +50,8 @@ export class Step {
 
   /**
    * Writes K and V of a layer's rows into their pages, converted to the cache's type. With `rotary`, K is rotated by its
-   * position before it is stored, and so is q, in place or into `qOut`. Blocks: work of microseconds for a decode step.
+   * position before it is stored, and so is q, in place or into `qOut`. Blocks: work of microseconds for a decode step, after a
+   * decode of the same device that is in flight on CUDA.
    *
    * @throws TypeError or RangeError for the caller's mistakes, before anything is written.
    */
@@ -140,7 +141,7 @@ export function expectRows<T extends RowTensor>(
 }
 
 /** That no two rows of what is rotated in place share memory. */
-function expectRowsApart({ shape, strides }: Tensor): void {
+export function expectRowsApart({ shape, strides }: RowTensor): void {
   const axes = [0, 1].filter((axis) => shape[axis] > 1).sort((a, b) => strides[a] - strides[b]);
   let extent = shape[2];
   for (const axis of axes) {

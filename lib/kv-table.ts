@@ -1,7 +1,7 @@
 // A batch of a KV cache's sequences as work in a stream finds it: context lengths and page table in the device's memory.
 import { DTYPE_CODES, type DType } from './dtype';
 import { type KvCache, type Sequence, sequenceIds } from './kv-cache';
-import { expectRows, rowNumbers } from './kv-step';
+import { expectRows, expectRowsApart, rowNumbers } from './kv-step';
 import { type DeviceTensor, expectDeviceTensor } from './memory';
 import type { NativeKvCache, NativeStreamRows } from './native';
 import type { StreamWriteOptions } from './options';
@@ -25,10 +25,10 @@ export class KvTable {
   /** i32 [rows, maxPages] */
   readonly pageTable: DeviceTensor;
   readonly #open: () => NativeKvCache;
-  // What the device holds, but for uploads that are still enqueued.
+  // What the device holds once the uploads are over that this stream was given.
   readonly #lengths: Int32Array;
   readonly #pages: Int32Array;
-  readonly #blocks = new Map<number, { k: DeviceTensor; v: DeviceTensor }>();
+  #upToDate: Stream | undefined;
 
   /** @internal */
   constructor(cache: KvCache, rows: number, maxPages: number, open: () => NativeKvCache) {
@@ -49,29 +49,22 @@ export class KvTable {
   update(stream: Stream, sequences: readonly Sequence[]): void {
     const native = this.#open();
     const ids = sequences.length === 0 ? new Float64Array(0) : sequenceIds(this.cache, sequences);
-    const [begin, end] = native.fillTable(ids, this.#lengths, this.#pages);
+    let [begin, end] = native.fillTable(ids, this.#lengths, this.#pages);
+    // What another stream was given, or what failed to go up, is not known to be there.
+    if (this.#upToDate !== stream) [begin, end] = [0, this.rows];
+    this.#upToDate = undefined;
     stream.upload(this.#lengths, this.contextLengths);
-    if (begin === end) return;
-    stream.upload(this.#pages.subarray(begin * this.maxPages, end * this.maxPages), this.pageTable.slice(begin, end));
-  }
-
-  /** @internal The pages of a layer, the same objects in every step. */
-  blocks(layer: number): { k: DeviceTensor; v: DeviceTensor } {
-    this.#open();
-    const blocks = this.#blocks.get(layer) ?? this.cache.layer(layer);
-    this.#blocks.set(layer, blocks);
-    return blocks;
+    if (begin < end) {
+      const changed = this.#pages.subarray(begin * this.maxPages, end * this.maxPages);
+      stream.upload(changed, this.pageTable.slice(begin, end));
+    }
+    this.#upToDate = stream;
   }
 
   /** Lets its memory go, once enqueued work no longer uses it. Idempotent. */
   dispose(): void {
     this.contextLengths.dispose();
     this.pageTable.dispose();
-    for (const { k, v } of this.#blocks.values()) {
-      k.dispose();
-      v.dispose();
-    }
-    this.#blocks.clear();
   }
 
   [Symbol.dispose](): void {
@@ -92,6 +85,7 @@ export function prepareStreamRows(options: StreamWriteOptions): NativeStreamRows
   const q = options.q === undefined ? null : expectRows('q', expectNumbers('q', options.q), rows, null, headDim);
   if (q !== null && options.rotary === undefined) throw new RangeError('Expected `q` only with `rotary`, got it alone');
   if (q === null && options.qOut !== undefined) throw new RangeError('Expected `qOut` only with `q`, got it alone');
+  if (q !== null && options.qOut === undefined) expectRowsApart(q);
   let qOut = q;
   if (q !== null && options.qOut !== undefined) {
     qOut = expectRows('qOut', expectNumbers('qOut', options.qOut, q.dtype), rows, q.shape[1], headDim);
@@ -99,7 +93,7 @@ export function prepareStreamRows(options: StreamWriteOptions): NativeStreamRows
       throw new RangeError(`Expected \`qOut\` to be contiguous, got strides [${qOut.strides.join(', ')}]`);
     }
   }
-  const pages = table.blocks(layer);
+  const pages = cache.layer(layer);
   const rotary = options.rotary === undefined ? null : prepareRotary(options.rotary, headDim);
   return {
     ...rowNumbers({ k, v, q, qOut }, rotary),

@@ -263,6 +263,7 @@ export const DEFAULTS = {
 
 export const LIMITS = {
   headDim: 512,
+  layers: 32_767,
   queryLen: 16,
   workers: 1 << 20,
   splits: 1 << 20,

@@ -1,4 +1,5 @@
 // Streams: work in order on a CUDA device, without a wait in between.
+import { expectFixedBuffers, type NamedViews, rememberBuffers } from './decode';
 import { prepareStreamCall } from './decode-stream';
 import { prepareStreamRows } from './kv-table';
 import { type DeviceTensor, expectDeviceTensor, prepareDownload, prepareUpload } from './memory';
@@ -7,28 +8,43 @@ import type { StreamDecodeOptions, StreamWriteOptions } from './options';
 import { numElements, type Tensor } from './tensor';
 import { describe } from './validate';
 
+// The classes lend their handles to Stream, and to nobody else.
+let eventOf: (event: StreamEvent) => NativeEvent;
+let graphOf: (graph: Graph) => NativeGraph;
+
 /** A point in a stream. Made by `stream.record()`. */
 export class StreamEvent {
+  readonly #native: NativeEvent;
   readonly #elapsed: NativeStream['elapsed'];
 
   /** @internal */
-  constructor(
-    /** @internal */ readonly native: NativeEvent,
-    elapsed: NativeStream['elapsed'],
-  ) {
+  constructor(native: NativeEvent, elapsed: NativeStream['elapsed']) {
+    this.#native = native;
     this.#elapsed = elapsed;
   }
 
   /** Milliseconds of the device's clock from an earlier event to this one. Both must have happened: await finish() first. */
   millisecondsSince(earlier: StreamEvent): number {
-    return this.#elapsed(expectEvent(earlier).native, this.native);
+    return this.#elapsed(eventOf(expectEvent(earlier)), this.#native);
+  }
+
+  static {
+    eventOf = (event) => event.#native;
   }
 }
 
 /** Captured work. Made by `stream.capture(…)`, launched by `stream.launch(graph)`; freed when it is dropped. */
 export class Graph {
+  readonly #native: NativeGraph;
+
   /** @internal */
-  constructor(/** @internal */ readonly native: NativeGraph) {}
+  constructor(native: NativeGraph) {
+    this.#native = native;
+  }
+
+  static {
+    graphOf = (graph) => graph.#native;
+  }
 }
 
 /**
@@ -68,7 +84,10 @@ export class Stream {
     this.#open().append(prepareStreamRows(options));
   }
 
-  /** Enqueues a copy to the device. The source may change as soon as this has returned. Not while capturing. */
+  /**
+   * Enqueues a copy to the device. The source may change as soon as this has returned; the driver may wait for the stream's
+   * earlier work to stage it. Not while capturing.
+   */
   upload(source: Tensor | Int32Array, target: DeviceTensor): void {
     const { data } = prepareUpload(source, expectDeviceTensor('target', target));
     this.#open().upload(target.view, data);
@@ -92,8 +111,13 @@ export class Stream {
    * enqueued before is then over too. The target must stay as it is until then.
    */
   async download(source: DeviceTensor, target?: Tensor): Promise<Tensor> {
+    const native = this.#open();
     const to = prepareDownload(source, target);
-    await this.#open().download(source.view, to.data.subarray(0, numElements(to.shape)));
+    const views: NamedViews = [['target', to.data]];
+    expectFixedBuffers(views);
+    const expectAttached = rememberBuffers(views);
+    await native.download(source.view, to.data.subarray(0, numElements(to.shape)));
+    expectAttached();
     return to;
   }
 
@@ -110,7 +134,7 @@ export class Stream {
 
   /** Holds back what is enqueued from now on until another stream has come to an event. Does not block the caller. */
   wait(event: StreamEvent): void {
-    this.#open().wait(expectEvent(event).native);
+    this.#open().wait(eventOf(expectEvent(event)));
   }
 
   /**
@@ -140,7 +164,7 @@ export class Stream {
   /** Enqueues a graph that was captured from this stream, any number of times. */
   launch(graph: Graph): void {
     if (!(graph instanceof Graph)) throw new TypeError(`Expected \`graph\` to be a graph, got ${describe(graph)}`);
-    this.#open().launch(graph.native);
+    this.#open().launch(graphOf(graph));
   }
 
   /** Lets the stream go; what is enqueued still runs. Idempotent. */

@@ -242,6 +242,43 @@ describe('streams', () => {
     expect([...(await stream.download(a)).data]).toEqual([9, 9, 9]);
   });
 
+  test("the device's own calls come after what was enqueued before them", async () => {
+    const [a, b] = [1, 2].map((value) => keep(cuda.device.upload(cuda.library.tensor(Float32Array.of(value), [1]))));
+    stream.copy(a, b);
+    expect([...cuda.device.download(b).data]).toEqual([1]);
+    stream.copy(b, a);
+    cuda.device.upload(cuda.library.tensor(Float32Array.of(5), [1]), b); // what was enqueued has read it
+    expect([...(await stream.download(a)).data]).toEqual([1]);
+    const options = paged();
+    const there = place(options);
+    stream.upload(options.k, there.k);
+    const source = keep(cuda.device.alloc(there.k.shape, { dtype: 'f16' }));
+    stream.copy(source, there.k); // zeros
+    const zeroed = {
+      ...options,
+      k: cuda.library.tensor(new Uint16Array(options.k.data.length), options.k.shape, { dtype: 'f16' }),
+    };
+    expectSameBits(
+      await cuda.device.decode({ ...options, k: there.k }),
+      cuda.device.decodeSync(zeroed),
+      'asynchronous',
+    );
+  });
+
+  test('a target that is resized or transferred while it is written to', async () => {
+    const up = keep(cuda.device.upload(cuda.library.tensor(new Float32Array(4), [4])));
+    const resizable = Reflect.construct(ArrayBuffer, [16, { maxByteLength: 32 }]) as ArrayBuffer;
+    expect(await failure(() => stream.download(up, cuda.library.tensor(new Float32Array(resizable), [4])))).toEqual({
+      name: 'TypeError',
+      message:
+        'Expected `target` of an asynchronous call to lie in a buffer of fixed length, got a resizable ArrayBuffer',
+    });
+    const data = new Float32Array(4);
+    const promise = stream.download(up, cuda.library.tensor(data, [4]));
+    structuredClone(data.buffer, { transfer: [data.buffer] });
+    expect(await failure(() => promise)).toMatchObject({ code: 'BUFFER_DETACHED' });
+  });
+
   test('a plain read leaves everything as it is, in a graph too', async () => {
     const source = cuda.library.tensor(Float32Array.of(1, 2, 3, 4, 5), [5]);
     const up = keep(cuda.device.upload(source));
@@ -358,6 +395,32 @@ describe('graphs', () => {
     for (const name of ['q', 'k', 'v', 'contextLengths'] as const) there[name].dispose();
     await collectGarbage();
     expectSameBits(await result(there), cuda.device.decodeSync(options), '');
+  });
+
+  test('keeps memory that another tensor names by its address', async () => {
+    const options = paged();
+    const there = place(options);
+    const alias = cuda.device.wrap(there.k.pointer, there.k.shape, { dtype: 'f16' }); // owns nothing
+    const graph = stream.capture(() => {
+      stream.decode({ ...there, k: alias });
+      stream.decode(there);
+    });
+    there.k.dispose();
+    await collectGarbage();
+    stream.launch(graph);
+    expectSameBits(await result(there), cuda.device.decodeSync(options), '');
+  });
+
+  test('a graph of a stream that is gone is refused by every other', async () => {
+    const there = place(paged());
+    for (let round = 0; round < 5; ++round) {
+      const first = cuda.device.createStream();
+      const graph = first.capture(() => stream && first.decode(there));
+      first.dispose();
+      await collectGarbage();
+      using second = cuda.device.createStream();
+      expect(() => second.launch(graph)).toThrow('Expected a graph that was captured from this stream');
+    }
   });
 
   test('a body that fails leaves the stream as it was', async () => {
@@ -492,6 +555,15 @@ describe('when it fails', () => {
       ],
       [wrong({ out: there.lse }), "Expected `out` dtype to be 'f16', got 'f32'"],
       [wrong({ lse: there.pageTable }), "Expected `lse` dtype to be 'f32', got 'i32'"],
+      [wrong({ lse: there.out, out: there.lse }), "Expected `out` dtype to be 'f16', got 'f32'"],
+      [
+        wrong({ contextLengths: cuda.device.wrap(there.contextLengths.pointer + 1n, [3], { dtype: 'i32' }) }),
+        'Expected `contextLengths` to be aligned to its element size',
+      ],
+      [
+        wrong({ lse: cuda.device.wrap(there.contextLengths.pointer, there.lse.shape) }),
+        'Expected `lse` to have memory of its own, got memory that `contextLengths` uses too',
+      ],
       [wrong({ out: there.q }), 'Expected `out` to have memory of its own, got memory that `q` uses too'],
       [wrong({ q: there.contextLengths }), "Expected `q` dtype to be 'f32', 'f16' or 'bf16', got 'i32'"],
       [() => stream.wait({} as never), 'Expected `event` to be an event (see stream.record()), got a Object'],

@@ -1,6 +1,6 @@
 // The KV cache on the CUDA device: the same calls as on the CPU device of the same addon leave the same rows in the pages
 // and give the same attention.
-import type { Device, KvCache, RotaryOptions, Sequence, Tensor } from 'lean-attention';
+import type { Device, KvCache, RotaryOptions, Sequence, Stream, Tensor } from 'lean-attention';
 import { describe, expect, test } from 'vitest';
 import { toDoubles } from './helpers/numbers';
 import { random } from './helpers/random';
@@ -158,10 +158,7 @@ describe('steps in a stream', () => {
     const graph = stream.capture(() => {
       for (const [layer, { k, v, q, out, lse }] of layers.entries()) {
         stream.write({ table, layer, k, v, q, rotary });
-        const pages = cache.layer(layer);
-        stream.decode({ q, ...pages, contextLengths, pageTable, out, lse });
-        pages.k.dispose();
-        pages.v.dispose();
+        stream.decode({ q, ...cache.layer(layer), contextLengths, pageTable, out, lse });
       }
     });
     const make = numbers(5);
@@ -232,6 +229,77 @@ describe('steps in a stream', () => {
     expect(relative(await content(cuda.device), await content(cpu))).toBeLessThan(1e-3);
   });
 
+  test('pages that change hands are written in the order of the calls', async () => {
+    using cache = cuda.device.createKvCache({ ...SHAPE, tokens: 16, dtype: 'f16' });
+    using stream = cuda.device.createStream();
+    using table = cache.createTable({ rows: 1 });
+    const row = (value: number): Tensor =>
+      cuda.library.convert(cuda.library.tensor(new Float32Array(128).fill(value), [1, 2, 64]), 'f16');
+    using late = cuda.device.upload(row(3));
+    const first = cache.createSequence();
+    cache.append([first]);
+    table.update(stream, [first]);
+    stream.write({ table, layer: 0, k: late, v: late }); // and nobody waits
+    first.free();
+    const second = cache.createSequence(); // takes the only page
+    cache.append([second]).write({ layer: 0, k: row(1), v: row(1) });
+    const q = numbers(1)([1, QUERY_HEADS, 64], 'f16');
+    const { out } = cuda.device.decodeSync({ q, cache, layer: 0, sequences: [second] });
+    expect(toDoubles(out.data, 'f16').every((value) => value === 1)).toBe(true);
+  });
+
+  test('a copy on write that fails changes nothing, and is made up for', async () => {
+    using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
+    const make = numbers(4);
+    const sequence = cache.createSequence();
+    const [k, v, q] = [make([3, 2, 64], 'f16'), make([3, 2, 64], 'f16'), make([1, QUERY_HEADS, 64], 'f16')];
+    cache.append([sequence], [3]).write({ layer: 0, k, v });
+    const expected = cuda.device.decodeSync({ q, cache, layer: 0, sequences: [sequence] });
+    const fork = sequence.fork();
+    cuda.addon.steerCuda({ failLaunch: 1 });
+    expect(await failure(() => cache.append([fork]))).toMatchObject({ code: 'LAUNCH_FAILED' });
+    expect([fork.length, sequence.length]).toEqual([3, 3]);
+    expect(await failure(() => cuda.device.decodeSync({ q, cache, layer: 0, sequences: [fork] }))).toMatchObject({
+      code: 'LAUNCH_FAILED',
+      message: 'A page of the KV cache could not be copied before: append again',
+    });
+    cache.append([sequence]);
+    cache.verify();
+    fork.truncate(3);
+    expect(cuda.device.decodeSync({ q, cache, layer: 0, sequences: [fork] }).out).toEqual(expected.out);
+  });
+
+  test('a table that could not be brought up to date goes up whole the next time', async () => {
+    using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
+    using table = cache.createTable({ rows: 2, maxContext: 32 });
+    const pagesOf = async (stream: Stream): Promise<number[]> => {
+      using copy = cuda.device.alloc([2, 2]);
+      stream.copy(table.pageTable, copy); // i32 as f32: the same bytes
+      return [...new Int32Array((await stream.download(copy)).data.buffer)];
+    };
+    const [a, b] = [cache.createSequence(), cache.createSequence()];
+    cache.append([a, b], [20, 20]);
+    using stream = cuda.device.createStream();
+    using other = cuda.device.createStream();
+    expect(() => stream.capture(() => table.update(stream, [b, a]))).toThrow('got upload()');
+    table.update(stream, [b, a]);
+    const pages = await pagesOf(stream);
+    expect(new Set(pages).size).toBe(4);
+    cuda.device.upload(new Int32Array(4), table.pageTable);
+    table.update(other, [b, a]);
+    expect(await pagesOf(other)).toEqual(pages);
+  });
+
+  test('layers are the same tensors until the cache is disposed', () => {
+    const cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
+    const { k } = cache.layer(1);
+    expect(cache.layer(1).k).toBe(k);
+    const { bytes } = cuda.addon.cudaAlive();
+    cache.dispose();
+    expect(k.pointer).toBe(0n);
+    expect(bytes - cuda.addon.cudaAlive().bytes).toBeGreaterThanOrEqual(cache.bytes);
+  });
+
   test('misuse is named before anything is enqueued', async () => {
     using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
     using stream = cuda.device.createStream();
@@ -253,6 +321,14 @@ describe('steps in a stream', () => {
         'Expected `k` shape to be [2, 2, 64], got [1, 2, 64]',
       ],
       [() => stream.write({ table, layer: 0, k, v, q: k }), 'Expected `q` only with `rotary`, got it alone'],
+      [
+        () => table.update(stream, [sequences[1], sequences[1]]),
+        'Expected each sequence once, got `sequences[1]` twice',
+      ],
+      [
+        () => stream.write({ table, layer: 0, k, v, q: k, qOut: v, rotary: {} }),
+        'Expected `qOut` to have memory of its own, got memory that `v` uses too',
+      ],
       [() => stream.write({ table: {} as never, layer: 0, k, v }), 'Expected `table` to be a KvTable, got a Object'],
       [() => cache.createTable({ rows: 0 }), 'Expected `rows` to be an integer from 1 to 2147483647, got 0'],
       [() => cache.layer(-1), 'Expected `layer` to be an integer from 0 to 1, got -1'],

@@ -116,6 +116,14 @@ DType dtype(const Napi::Value& value) {
   return to_dtype(value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1.0);
 }
 
+void expect_apart(const NamedMemory& target, std::initializer_list<NamedMemory> others) {
+  const std::span<std::byte> mine = target.memory;
+  for (const auto& [other, memory] : others)
+    if (mine.data() < memory.data() + memory.size() && memory.data() < mine.data() + mine.size())
+      refuse("Expected `" + std::string(target.name) + "` to have memory of its own, got memory that `" + other +
+             "` uses too");
+}
+
 // The same of both kinds of calls, for the templates below.
 static double number(const Numbers& numbers, const char* name) { return numbers.at(name); }
 static int64_t integer(const Numbers& numbers, const char* name) { return to_integer(numbers.at(name), name); }
@@ -130,7 +138,6 @@ CacheStrides cache_strides(const Fields& object, const char* page, const char* t
   return {integer(object, page), integer(object, token), integer(object, head)};
 }
 
-// All but what a device decides for itself: processors may still be 0.
 template <class Fields>
 PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   PlanRequest request;
@@ -153,8 +160,27 @@ PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   const int32_t query_heads = int32(object, "numQueryHeads"), query_len = int32(object, "queryLen");
   if (query_heads < 1 || query_len < 1) refuse("Expected at least one query head and one query");
   request.rows = int64_t{query_heads} / request.num_kv_heads * query_len;
+  if (request.processors == 0) request.processors = backend.default_workers(request);
   return request;
 }
+
+}  // namespace
+
+PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths) {
+  PlanRequest request = read_plan_request(object, backend);
+  request.heads_adjacent = object.Get("headsAdjacent").ToBoolean();
+  // Workers that the caller forces cut the work tile by tile.
+  if (integer(object, "workers") == 0) request.heads_per_tile = backend.heads_per_tile(request, context_lengths);
+  return request;
+}
+
+std::shared_ptr<const Plan> make_plan(const Napi::Object& object, const Backend& backend,
+                                      std::vector<int32_t> context_lengths) {
+  const PlanRequest request = plan_request(object, backend, context_lengths);
+  return std::make_shared<const Plan>(request, std::move(context_lengths));
+}
+
+namespace {
 
 // A tensor's memory, the host's or the device's; either way it is kept while the call runs.
 std::span<std::byte> operand(const Napi::Object& object, const char* name, const Backend& backend, DecodeCall& call,
@@ -200,15 +226,6 @@ size_t table_entries(const DecodeParams& params) {
   return static_cast<size_t>(params.batch) * static_cast<size_t>(params.max_pages);
 }
 
-// Outputs must not lie over inputs or each other: workers write while others still read.
-void expect_apart(const char* name, std::span<std::byte> target,
-                  std::initializer_list<std::pair<const char*, std::span<std::byte>>> others) {
-  for (const auto& [other, memory] : others)
-    if (target.data() < memory.data() + memory.size() && memory.data() < target.data() + target.size())
-      refuse("Expected `" + std::string(name) + "` to have memory of its own, got memory that `" + other +
-             "` uses too");
-}
-
 // K and V as the caller's tensors, and the sizes of their memory.
 void use_tensors(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes,
                  std::vector<Napi::Object>& pinned) {
@@ -243,21 +260,8 @@ void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& c
 
 }  // namespace
 
-PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths) {
-  PlanRequest request = read_plan_request(object, backend);
-  request.heads_adjacent = object.Get("headsAdjacent").ToBoolean();
-  // Workers that the caller forces cut the work tile by tile.
-  if (request.processors == 0) {
-    request.processors = backend.default_workers(request);
-    request.heads_per_tile = backend.heads_per_tile(request, context_lengths);
-  }
-  return request;
-}
-
-std::shared_ptr<const Plan> make_plan(const Napi::Object& object, const Backend& backend,
-                                      std::vector<int32_t> context_lengths) {
-  const PlanRequest request = plan_request(object, backend, context_lengths);
-  return std::make_shared<const Plan>(request, std::move(context_lengths));
+PlanRequest plan_request(const Napi::Object& object, const Backend& backend) {
+  return read_plan_request(object, backend);
 }
 
 std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
@@ -298,21 +302,24 @@ StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
     return std::span<std::byte>(memory.data, memory.bytes);
   };
   call.request = read_plan_request(numbers, backend);
-  if (call.request.processors == 0) call.request.processors = backend.default_workers(call.request);
   DecodeParams& params = call.params;
   read_query_shape(numbers, params);
   read_kv_shape(numbers, params);
   const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
-  expect_apart("out", out, {{"q", q}, {"k", k}, {"v", v}, {"lse", lse}});
-  expect_apart("lse", lse, {{"q", q}, {"k", k}, {"v", v}});
-  check_params_on_device(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
   const auto lengths = view("contextLengths");
+  const bool is_paged = object.Get("pageTable").IsObject();
+  const auto table = is_paged ? view("pageTable") : std::span<std::byte>();
+  const std::initializer_list<NamedMemory> inputs = {
+      {"q", q}, {"k", k}, {"v", v}, {"contextLengths", lengths}, {"pageTable", table}};
+  expect_apart({"out", out}, inputs);
+  expect_apart({"lse", lse}, inputs);
+  expect_apart({"out", out}, {{"lse", lse}});
+  check_params_on_device(params, {q.size(), k.size(), v.size(), out.size(), lse.size()});
   expect_entries("contextLengths", static_cast<size_t>(params.batch), lengths.size() / sizeof(int32_t));
-  params.context_lengths = reinterpret_cast<const int32_t*>(lengths.data());
-  if (object.Get("pageTable").IsObject()) {
-    const auto table = view("pageTable");
+  params.context_lengths = static_cast<const int32_t*>(address(lengths, DType::kF32, "contextLengths"));
+  if (is_paged) {
     expect_entries("pageTable", table_entries(params), table.size() / sizeof(int32_t));
-    params.page_table = reinterpret_cast<const int32_t*>(table.data());
+    params.page_table = static_cast<const int32_t*>(address(table, DType::kF32, "pageTable"));
   }
   params.q = address(q, params.q_type, "q");
   params.k = address(k, params.kv_type, "k");

@@ -34,6 +34,13 @@ std::vector<T> values_of(const Napi::Value& value, const char* name) {
   return values;
 }
 
+// Outputs must not lie over inputs or each other: workers write while others still read.
+struct NamedMemory {
+  const char* name;
+  std::span<std::byte> memory;
+};
+void expect_apart(const NamedMemory& target, std::initializer_list<NamedMemory> others);
+
 // `context_lengths`: of a plan that is made on the host; empty: it is made on the device.
 PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths);
 std::shared_ptr<const Plan> make_plan(const Napi::Object& object, const Backend& backend,

@@ -107,8 +107,18 @@ StreamAppend stream_append(const Napi::Object& object, const Backend& device) {
     refuse("Expected a table and pages of the cache");
   params.k_pages = k_pages.data();
   params.v_pages = v_pages.data();
-  params.context_lengths = reinterpret_cast<const int32_t*>(lengths.data());
-  params.page_table = reinterpret_cast<const int32_t*>(table.data());
+  params.context_lengths = static_cast<const int32_t*>(address(lengths, DType::kF32, "contextLengths"));
+  params.page_table = static_cast<const int32_t*>(address(table, DType::kF32, "pageTable"));
+  const auto bytes = [](const void* data, size_t size) {
+    return std::span<std::byte>(static_cast<std::byte*>(const_cast<void*>(data)), size);
+  };
+  const NamedMemory k{"k", bytes(params.k, sizes.k)}, v{"v", bytes(params.v, sizes.v)},
+      q{"q", bytes(params.q, sizes.q)}, q_out{"qOut", bytes(params.q_out, sizes.q_out)};
+  const NamedMemory at{"contextLengths", lengths}, pages{"pageTable", table};
+  if (params.q) expect_apart(q_out, {k, v, at, pages});
+  if (params.q && params.q != params.q_out) expect_apart(q_out, {q});
+  for (const std::span<std::byte> stored : {k_pages, v_pages})
+    expect_apart({"the cache", stored}, {k, v, q, q_out, at, pages});
   return call;
 }
 

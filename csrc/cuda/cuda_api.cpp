@@ -141,8 +141,6 @@ void destroy_stream(Stream stream) noexcept {
   if (stream) cudaStreamDestroy(native(stream));
 }
 
-void synchronize_device() { check(cudaDeviceSynchronize(), "The work on the device"); }
-
 void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "The work on the device"); }
 
 Event create_event() {
@@ -205,15 +203,21 @@ void destroy_graph(Graph graph) noexcept {
 
 KernelCode kernel_code(const void* kernel) {
   cudaFuncAttributes attributes;
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status == cudaErrorInvalidDeviceFunction || status == cudaErrorNoKernelImageForDevice) {
     cudaGetLastError();
     return {false, 0};
   }
+  check(status, "Loading the kernel");
   return {true, attributes.ptxVersion};
 }
 
 int resident_ctas(const void* kernel, int threads, int shared_bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "Shared memory");
+  // Always the most that there is: the limit is the kernel's, and launches of other sizes must go on working.
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "Reading the current device");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "Shared memory");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "Shared memory");
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
         "Shared memory");
   int ctas = 0;

@@ -50,7 +50,6 @@ void clear(void* memory, size_t bytes, Stream stream);
 
 Stream create_stream();
 void destroy_stream(Stream stream) noexcept;
-void synchronize_device();        // all streams of the current device
 void synchronize(Stream stream);  // reports what went wrong in the work before it
 
 Event create_event();
@@ -73,7 +72,7 @@ struct KernelCode {
   int ptx_architecture;  // 10 x major + minor of what it was compiled from
 };
 KernelCode kernel_code(const void* kernel);
-// CTAs that a processor holds at once, after the kernel was allowed this much shared memory.
+// CTAs with this much shared memory that a processor holds at once. Makes the kernel ready to be launched so.
 int resident_ctas(const void* kernel, int threads, int shared_bytes);
 
 struct Grid {

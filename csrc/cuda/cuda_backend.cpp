@@ -1,7 +1,8 @@
 // The CUDA backend's own calls: tensors that lie in host memory are staged on the device, the rest is used where it is,
 // and the outputs are copied back. Calls run one after the other on a stream of the backend's own; asynchronous ones on
 // a thread of its own, so that neither JavaScript nor libuv's pool ever waits for a GPU. What a server does step by
-// step goes over streams (cuda_stream.cpp), where nothing is staged.
+// step goes over streams (cuda_stream.cpp), where nothing is staged. A call here comes after all that streams had
+// enqueued.
 #include "cuda_backend.h"
 
 #include <mutex>
@@ -55,43 +56,38 @@ class CudaBackend final : public Backend {
     return memory;
   }
   void upload(void* target, const void* source, size_t bytes) override {
-    api::use_device(device_);
+    join_streams();
     const std::lock_guard lock(mutex_);
     api::copy_to_device(target, source, bytes, stream_);
     api::synchronize(stream_);
   }
   void download(void* target, const void* source, size_t bytes) override {
-    api::use_device(device_);
+    join_streams();
     const std::lock_guard lock(mutex_);
     api::copy_to_host(target, source, bytes, stream_);
     api::synchronize(stream_);
   }
-  std::shared_ptr<Stream> create_stream() override { return cuda::create_stream(device_, info_.num_processors); }
+  std::shared_ptr<Stream> create_stream() override { return streams_.create(device_, info_.num_processors); }
 
   void decode(const DecodeCall& call) override {
-    const std::lock_guard lock(mutex_);
-    api::use_device(device_);
-    try {
-      run(call);
-    } catch (...) {
-      counters_are_clean_ = false;  // a launch may have been cut off half-way
-      throw;
-    }
+    join_streams();
+    run_locked(call);
   }
 
   void submit(std::shared_ptr<const DecodeCall> call, Done done) override {
+    join_streams();
     completion_.submit(
         1,
         [this, call](int64_t, int) {
           if (call->cancelled && call->cancelled->load(std::memory_order_relaxed))
             throw Error(ErrorCode::kCancelled, "The call was cancelled");
-          decode(*call);
+          run_locked(*call);
         },
         std::move(done));
   }
 
   void append(const AppendCall& call) override {
-    api::use_device(device_);
+    join_streams();
     const std::lock_guard lock(mutex_);
     const AppendParams& host = call.params;
     const AppendSizes bytes = needed_bytes(host);
@@ -111,9 +107,8 @@ class CudaBackend final : public Backend {
   }
 
   void copy_pages(const PageCopyParams& params) override {
-    api::use_device(device_);
+    join_streams();
     const std::lock_guard lock(mutex_);
-    api::synchronize_device();  // streams may be writing what is to be copied; copies are rare
     launch_page_copies(params, stream_);
     api::synchronize(stream_);
   }
@@ -139,6 +134,23 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  // On the calling thread, which is the streams' too: not on the one that runs asynchronous calls.
+  void join_streams() {
+    api::use_device(device_);
+    streams_.join_into(stream_);
+  }
+
+  void run_locked(const DecodeCall& call) {
+    const std::lock_guard lock(mutex_);
+    api::use_device(device_);
+    try {
+      run(call);
+    } catch (...) {
+      counters_are_clean_ = false;  // a launch may have been cut off half-way
+      throw;
+    }
+  }
+
   static LaunchRequest launch_request(const Plan& plan, const DecodeParams& params) {
     LaunchRequest request;
     request.decode = params;
@@ -206,6 +218,7 @@ class CudaBackend final : public Backend {
 
   const int device_;
   const api::DeviceInfo info_;
+  StreamSet streams_;
   std::mutex mutex_;  // guards everything below but completion_
   DeviceBuffer q_{device_}, k_{device_}, v_{device_}, out_{device_}, lse_{device_}, lengths_{device_}, pages_{device_},
       scratch_{device_}, counters_{device_};

@@ -1,6 +1,6 @@
-// A CUDA stream with a workspace of its own. Nothing here waits for the device but the stream's own thread, which calls
-// `done` when an event has happened: neither JavaScript nor libuv's pool ever waits for a GPU, and streams do not wait
-// for each other.
+// A CUDA stream with a workspace of its own. Enqueuing does not wait for the device; the stream's own thread does, and
+// calls `done` when an event has happened, so neither JavaScript nor libuv's pool waits for a GPU. Two things may wait
+// all the same: the driver, for the stream, where it has to stage an upload, and for the device, where memory is freed.
 //
 // Who keeps what alive: `held_` collects the memory that enqueued work uses and goes with the next completion; a graph
 // holds what was captured, the workspace of that time included, and is itself held while its launches run.
@@ -36,14 +36,14 @@ class CudaEvent final : public StreamEvent {
 
 class CudaGraph final : public StreamGraph {
  public:
-  CudaGraph(const void* stream, api::Graph graph, std::vector<Shared> held)
-      : stream_(stream), held_(std::move(held)), graph_(graph) {}
+  CudaGraph(Shared stream, api::Graph graph, std::vector<Shared> held)
+      : stream_(std::move(stream)), held_(std::move(held)), graph_(graph) {}
 
-  const void* stream() const { return stream_; }
+  const Shared& stream() const { return stream_; }
   api::Graph handle() const { return graph_; }
 
  private:
-  const void* stream_;  // its workspace is that stream's
+  Shared stream_;  // the identity of the stream whose workspace it uses
   std::vector<Shared> held_;
   OwnGraph graph_;  // goes before what it uses
 };
@@ -62,11 +62,17 @@ struct Arrival {
   OwnEvent event;
 };
 
+bool same_owner(const Shared& a, const Shared& b) { return !a.owner_before(b) && !b.owner_before(a); }
+
+}  // namespace
+
 class CudaStream final : public Stream {
  public:
   CudaStream(int device, int num_processors)
       : device_((api::use_device(device), device)),
         num_processors_(num_processors),
+        setup_(api::create_stream()),
+        joined_(api::create_event()),
         stream_(api::create_stream()),
         thread_(1) {
     status_.reserve(2 * sizeof(uint32_t));  // and a word that reads are said to write to
@@ -90,7 +96,8 @@ class CudaStream final : public Stream {
     request.num_splits = num_splits(call);
     request.options = call.request.launch;
     const LaunchPlan plan = plan_launch(request);
-    if (counters_.reserve(plan.counter_bytes)) clear_now(counters_);
+    if (counters_.reserve(plan.counter_bytes)) counters_are_clean_ = false;
+    if (!counters_are_clean_) clear_counters();
     scratch_.reserve(plan.scratch_bytes);
     request.counters = counters_.data();
     request.scratch = scratch_.data();
@@ -167,19 +174,26 @@ class CudaStream final : public Stream {
     api::use_device(device_);
     capturing_ = false;
     std::vector<Shared> held = std::exchange(captured_, {});
+    held.push_back(status_.shared());
     const api::Graph graph = api::end_capture(stream_);
     if (!graph) throw Error(ErrorCode::kLaunchFailed, "What was captured cannot be made a graph");
-    return std::make_shared<CudaGraph>(this, graph, std::move(held));
+    return std::make_shared<CudaGraph>(identity_, graph, std::move(held));
   }
 
   void launch(const std::shared_ptr<StreamGraph>& graph) override {
     refuse_in_capture("launch");
     const auto& captured = static_cast<const CudaGraph&>(*graph);
-    if (captured.stream() != this)
+    if (captured.stream() != identity_)
       throw Error(ErrorCode::kInvalidArgument, "Expected a graph that was captured from this stream");
     api::use_device(device_);
     api::launch_graph(captured.handle(), stream_);
     hold(graph);
+  }
+
+  void join_into(api::Stream other) {
+    if (capturing_) return;  // what is being captured does not run
+    api::record(joined_, stream_);
+    api::wait(other, joined_);
   }
 
  private:
@@ -203,14 +217,16 @@ class CudaStream final : public Stream {
   void hold(const Shared& what) {
     std::vector<Shared>& holders = capturing_ ? captured_ : held_;
     for (const Shared& held : holders)
-      if (held == what) return;
+      if (same_owner(held, what)) return;
     holders.push_back(what);
   }
 
-  // New counters are zeroed before anything that is enqueued or captured now, and once only: not in every replay.
-  static void clear_now(const DeviceBuffer& buffer) {
-    reset_counters(buffer.data(), buffer.size(), nullptr);
-    api::synchronize(nullptr);
+  // Before anything that is enqueued or captured now, and once only: not in every replay. On a stream that never
+  // captures.
+  void clear_counters() {
+    reset_counters(counters_.data(), counters_.size(), setup_);
+    api::synchronize(setup_);
+    counters_are_clean_ = true;
   }
 
   void complete(const void* source, void* target, size_t bytes, Done done) {
@@ -222,17 +238,17 @@ class CudaStream final : public Stream {
     api::record(arrival->event, stream_);
     thread_.submit(
         1,
-        [this, arrival, target, bytes, held = std::exchange(held_, {})](int64_t, int) mutable {
+        [this, arrival, target, bytes](int64_t, int) {
           api::use_device(device_);
           api::wait(arrival->event);
-          held.clear();
           uint32_t status;
           memcpy(&status, arrival->status(), sizeof status);
           if (bytes > 0) memcpy(target, arrival->data(), bytes);
           give_back(arrival);
           if (status != 0) throw Error(ErrorCode::kBadDeviceData, describe_status(status));
         },
-        std::move(done));
+        // What the work used goes after the caller has been told: freeing it may wait for other streams.
+        [held = std::exchange(held_, {}), done = std::move(done)](std::exception_ptr error) { done(error); });
   }
 
   std::shared_ptr<Arrival> take_arrival(size_t bytes) {
@@ -262,14 +278,24 @@ class CudaStream final : public Stream {
   std::vector<Shared> held_;
   std::vector<Shared> captured_;
   bool capturing_ = false;
+  bool counters_are_clean_ = false;
+  const Shared identity_ = std::make_shared<char>();
+  const OwnStream setup_;
+  const OwnEvent joined_;
   const OwnStream stream_;
   ThreadPool thread_;  // last, so that it ends before what its tasks use
 };
 
-}  // namespace
+std::shared_ptr<Stream> StreamSet::create(int device, int num_processors) {
+  auto stream = std::make_shared<CudaStream>(device, num_processors);
+  std::erase_if(streams_, [](const auto& other) { return other.expired(); });
+  streams_.push_back(stream);
+  return stream;
+}
 
-std::shared_ptr<Stream> create_stream(int device, int num_processors) {
-  return std::make_shared<CudaStream>(device, num_processors);
+void StreamSet::join_into(api::Stream stream) {
+  for (const auto& weak : streams_)
+    if (const auto other = weak.lock()) other->join_into(stream);
 }
 
 }  // namespace lean::cuda

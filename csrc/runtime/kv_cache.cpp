@@ -9,11 +9,13 @@ namespace lean {
 
 namespace {
 
+constexpr int32_t kMaxLayers = 32767;  // K and V of each are one axis of a launch
+
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 int64_t checked_block_bytes(const KvCacheShape& shape) {
-  if (shape.layers < 1 || shape.num_pages < 1 || shape.page_tokens < 1 || shape.num_kv_heads < 1 ||
-      shape.head_dim < 8 || shape.head_dim > kMaxHeadDim || shape.head_dim % 8 != 0)
+  if (shape.layers < 1 || shape.layers > kMaxLayers || shape.num_pages < 1 || shape.page_tokens < 1 ||
+      shape.num_kv_heads < 1 || shape.head_dim < 8 || shape.head_dim > kMaxHeadDim || shape.head_dim % 8 != 0)
     refuse("Expected a cache of at least one layer, page, token and head, and a head dim that decode supports");
   int64_t bytes = shape.token_bytes(), total;
   if (__builtin_mul_overflow(bytes, int64_t{shape.page_tokens}, &bytes) ||
@@ -42,20 +44,31 @@ KvCache::KvCache(Backend& backend, const KvCacheShape& shape)
       pages_(shape.num_pages, shape.page_tokens) {}
 
 int64_t KvCache::append(Backend& backend, std::span<const SequenceId> ids, std::span<const int32_t> counts) {
-  const Appended appended = pages_.append(ids, counts);
-  if (!appended.copies.empty()) {
-    PageCopyParams params;
-    params.memory = memory_.get();
-    params.num_copies = static_cast<int64_t>(appended.copies.size());
-    params.copies = static_cast<const PageCopy*>(copies_.get());
-    backend.upload(copies_.get(), appended.copies.data(), appended.copies.size() * sizeof(PageCopy));
-    params.num_blocks = 2 * int64_t{shape_.layers};
-    params.block_bytes = block_bytes_;
-    params.token_bytes = shape_.token_bytes();
-    params.page_bytes = params.token_bytes * shape_.page_tokens;
-    backend.copy_pages(params);
+  make_copies(backend);
+  Appended appended = pages_.append(ids, counts);
+  pending_ = std::move(appended.copies);
+  try {
+    make_copies(backend);
+  } catch (...) {  // the copies stay pending, all else is as it was
+    for (size_t i = 0; i < ids.size(); ++i) pages_.truncate(ids[i], int64_t{pages_.length(ids[i])} - counts[i]);
+    throw;
   }
   return appended.stamp;
+}
+
+void KvCache::make_copies(Backend& backend) {
+  if (pending_.empty()) return;
+  PageCopyParams params;
+  params.memory = memory_.get();
+  params.num_copies = static_cast<int64_t>(pending_.size());
+  params.copies = static_cast<const PageCopy*>(copies_.get());
+  params.num_blocks = 2 * int64_t{shape_.layers};
+  params.block_bytes = block_bytes_;
+  params.token_bytes = shape_.token_bytes();
+  params.page_bytes = params.token_bytes * shape_.page_tokens;
+  backend.upload(copies_.get(), pending_.data(), pending_.size() * sizeof(PageCopy));
+  backend.copy_pages(params);
+  pending_.clear();
 }
 
 void KvCache::check_layer(int32_t layer) const {
@@ -65,6 +78,8 @@ void KvCache::check_layer(int32_t layer) const {
 }
 
 void KvCache::check_batch(const KvBatch& batch, bool writes) const {
+  if (!pending_.empty())
+    throw Error(ErrorCode::kLaunchFailed, "A page of the KV cache could not be copied before: append again");
   for (size_t i = 0; i < batch.ids.size(); ++i) {
     const auto name = [&] { return "`sequences[" + std::to_string(i) + "]`"; };
     if (batch.counts.empty()) {
@@ -143,6 +158,9 @@ KvCache::Rows KvCache::fill_table(std::span<const SequenceId> ids, std::span<int
     if (pages_.pages(ids[i]).size() > max_pages)
       refuse("Expected `sequences[" + std::to_string(i) + "]` to take at most " + std::to_string(max_pages) +
              " pages, the table's columns, got " + std::to_string(pages_.pages(ids[i]).size()));
+  for (size_t i = 0; i < ids.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      if (ids[i] == ids[j]) refuse("Expected each sequence once, got `sequences[" + std::to_string(i) + "]` twice");
   Rows changed{0, 0};
   for (size_t i = 0; i < rows; ++i) {
     lengths[i] = i < ids.size() ? pages_.length(ids[i]) : 0;

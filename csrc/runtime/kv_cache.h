@@ -72,6 +72,7 @@ class KvCache {
  private:
   void check_batch(const KvBatch& batch, bool writes) const;
   void check_layer(int32_t layer) const;
+  void make_copies(Backend& backend);
   char* block(int32_t layer, int32_t which) const {
     return static_cast<char*>(memory_.get()) + (2 * int64_t{layer} + which) * block_bytes_;
   }
@@ -79,8 +80,9 @@ class KvCache {
 
   KvCacheShape shape_;
   int64_t block_bytes_;
-  std::shared_ptr<void> memory_;  // [layers, 2, num_pages, page_tokens, num_kv_heads, head_dim]: K, then V
-  std::shared_ptr<void> copies_;  // [num_pages] PageCopy, for the device: a step allocates nothing
+  std::shared_ptr<void> memory_;   // [layers, 2, num_pages, page_tokens, num_kv_heads, head_dim]: K, then V
+  std::shared_ptr<void> copies_;   // [num_pages] PageCopy, for the device: a step allocates nothing
+  std::vector<PageCopy> pending_;  // copies that failed: to be made before anything else
   KvPages pages_;
 };
 

@@ -141,7 +141,7 @@ export class Batcher {
     let promptTokens = 0;
     for (const { request, count } of batch) {
       const end = lengthOf(request); // with this step's tokens
-      tokens.push(...request.tokens.slice(end - count, end));
+      for (let at = end - count; at < end; ++at) tokens.push(request.tokens[at]);
       if (end === request.tokens.length) ready.push({ request, row: tokens.length - 1 });
       if (count > 1 || end <= request.job.prompt.length) promptTokens += count;
       request.inStep = true;

@@ -10,7 +10,6 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -217,23 +216,11 @@ void clear(void* address, size_t bytes, Stream stream) {
   enqueue(stream, [=] { memset(address, 0, bytes); });
 }
 
-namespace {
-
-// All of them, for the calls that wait for the whole device.
-std::set<RehearsedStream*>& streams() {
-  static std::set<RehearsedStream*> streams;
-  return streams;
-}
-
-}  // namespace
-
 Stream create_stream() {
   check_alive();
   const std::lock_guard lock(machine_mutex());
   ++cuda_control().live_streams;
-  auto* stream = new RehearsedStream;
-  streams().insert(stream);
-  return stream;
+  return new RehearsedStream;
 }
 void destroy_stream(Stream stream) noexcept {
   if (!stream) return;
@@ -242,15 +229,8 @@ void destroy_stream(Stream stream) noexcept {
     drain(*opened(stream));
   } catch (const Error&) {
   }
-  streams().erase(opened(stream));
   --cuda_control().live_streams;
   delete opened(stream);
-}
-void synchronize_device() {
-  check_alive();
-  const std::lock_guard lock(machine_mutex());
-  for (RehearsedStream* stream : streams()) drain(*stream);
-  check_alive();
 }
 void synchronize(Stream stream) {
   check_alive();

@@ -18,7 +18,6 @@ gpuSuite(
     cases: 24,
     longest: 150,
     long: [[400, 17]],
-    sharedCases: false,
     replays: 70,
     stepsOfTwoStreams: 10,
     decodes: 200,

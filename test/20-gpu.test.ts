@@ -34,7 +34,6 @@ if (available) {
         cases: 160,
         longest: 700,
         long: [[64 * K, 17, 5000], new Array<number>(24).fill(3000), [128 * K + 1]],
-        sharedCases: true,
         replays: 1000,
         stepsOfTwoStreams: 200,
         decodes: 10_000,

@@ -138,7 +138,6 @@ CacheStrides cache_strides(const Fields& object, const char* page, const char* t
   return {integer(object, page), integer(object, token), integer(object, head)};
 }
 
-// All but what a device decides for itself: processors may still be 0.
 template <class Fields>
 PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   PlanRequest request;

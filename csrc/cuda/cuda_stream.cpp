@@ -8,6 +8,7 @@
 
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "../runtime/error.h"
@@ -20,6 +21,9 @@ namespace lean::cuda {
 namespace {
 
 using Shared = std::shared_ptr<const void>;
+
+// By owner, not by address: memory may have several names.
+using Held = std::set<Shared, std::owner_less<Shared>>;
 
 class CudaEvent final : public StreamEvent {
  public:
@@ -36,7 +40,7 @@ class CudaEvent final : public StreamEvent {
 
 class CudaGraph final : public StreamGraph {
  public:
-  CudaGraph(Shared stream, api::Graph graph, std::vector<Shared> held)
+  CudaGraph(Shared stream, api::Graph graph, Held held)
       : stream_(std::move(stream)), held_(std::move(held)), graph_(graph) {}
 
   const Shared& stream() const { return stream_; }
@@ -44,7 +48,7 @@ class CudaGraph final : public StreamGraph {
 
  private:
   Shared stream_;  // the identity of the stream whose workspace it uses
-  std::vector<Shared> held_;
+  Held held_;
   OwnGraph graph_;  // goes before what it uses
 };
 
@@ -61,8 +65,6 @@ struct Arrival {
   OwnPinned pinned;
   OwnEvent event;
 };
-
-bool same_owner(const Shared& a, const Shared& b) { return !a.owner_before(b) && !b.owner_before(a); }
 
 }  // namespace
 
@@ -173,8 +175,8 @@ class CudaStream final : public Stream {
   std::shared_ptr<StreamGraph> end_capture() override {
     api::use_device(device_);
     capturing_ = false;
-    std::vector<Shared> held = std::exchange(captured_, {});
-    held.push_back(status_.shared());
+    Held held = std::exchange(captured_, {});
+    held.insert(status_.shared());
     const api::Graph graph = api::end_capture(stream_);
     if (!graph) throw Error(ErrorCode::kLaunchFailed, "What was captured cannot be made a graph");
     return std::make_shared<CudaGraph>(identity_, graph, std::move(held));
@@ -214,12 +216,7 @@ class CudaStream final : public Stream {
                   std::string("Expected decodes and copies on the device inside capture(), got ") + what + "()");
   }
 
-  void hold(const Shared& what) {
-    std::vector<Shared>& holders = capturing_ ? captured_ : held_;
-    for (const Shared& held : holders)
-      if (same_owner(held, what)) return;
-    holders.push_back(what);
-  }
+  void hold(const Shared& what) { (capturing_ ? captured_ : held_).insert(what); }
 
   // Before anything that is enqueued or captured now, and once only: not in every replay. On a stream that never
   // captures.
@@ -275,8 +272,8 @@ class CudaStream final : public Stream {
   std::mutex mutex_;                                // guards arrivals_
   std::vector<std::shared_ptr<Arrival>> arrivals_;  // ready to be used again
   DeviceBuffer counters_{device_}, scratch_{device_}, status_{device_};
-  std::vector<Shared> held_;
-  std::vector<Shared> captured_;
+  Held held_;
+  Held captured_;
   bool capturing_ = false;
   bool counters_are_clean_ = false;
   const Shared identity_ = std::make_shared<char>();

@@ -64,10 +64,7 @@ export class Step {
     const k = expectRows('k', expectTensor('k', options.k), rows, numKvHeads, headDim);
     const v = expectRows('v', expectTensor('v', options.v), rows, numKvHeads, headDim);
     const q = options.q === undefined ? null : expectRows('q', expectTensor('q', options.q), rows, null, headDim);
-    if (q !== null && options.rotary === undefined) {
-      throw new RangeError('Expected `q` only with `rotary`, got it alone');
-    }
-    if (q === null && options.qOut !== undefined) throw new RangeError('Expected `qOut` only with `q`, got it alone');
+    expectTogether(options);
     const rotary = options.rotary === undefined ? null : prepareRotary(options.rotary, headDim);
     const qOut = q === null || options.qOut === undefined ? q : prepareTarget('qOut', options.qOut, q.shape, q.dtype);
     if (q !== null && qOut === q) expectRowsApart(q);
@@ -88,6 +85,12 @@ export class Step {
   static {
     batchOf = (step) => step.#batch;
   }
+}
+
+/** Queries are there to be rotated, and their target with them. */
+export function expectTogether({ q, qOut, rotary }: { q?: unknown; qOut?: unknown; rotary?: unknown }): void {
+  if (q !== undefined && rotary === undefined) throw new RangeError('Expected `q` only with `rotary`, got it alone');
+  if (q === undefined && qOut !== undefined) throw new RangeError('Expected `qOut` only with `q`, got it alone');
 }
 
 type RowTensor = Pick<Tensor, 'dtype' | 'shape' | 'strides'>;

@@ -1,7 +1,7 @@
 // A batch of a KV cache's sequences as work in a stream finds it: context lengths and page table in the device's memory.
 import { DTYPE_CODES, type DType } from './dtype';
 import { type KvCache, type Sequence, sequenceIds } from './kv-cache';
-import { expectRows, expectRowsApart, rowNumbers } from './kv-step';
+import { expectRows, expectRowsApart, expectTogether, rowNumbers } from './kv-step';
 import { type DeviceTensor, expectDeviceTensor } from './memory';
 import type { NativeKvCache, NativeStreamRows } from './native';
 import type { StreamWriteOptions } from './options';
@@ -83,8 +83,7 @@ export function prepareStreamRows(options: StreamWriteOptions): NativeStreamRows
   const k = expectRows('k', expectNumbers('k', options.k), rows, numKvHeads, headDim);
   const v = expectRows('v', expectNumbers('v', options.v), rows, numKvHeads, headDim);
   const q = options.q === undefined ? null : expectRows('q', expectNumbers('q', options.q), rows, null, headDim);
-  if (q !== null && options.rotary === undefined) throw new RangeError('Expected `q` only with `rotary`, got it alone');
-  if (q === null && options.qOut !== undefined) throw new RangeError('Expected `qOut` only with `q`, got it alone');
+  expectTogether(options);
   if (q !== null && options.qOut === undefined) expectRowsApart(q);
   let qOut = q;
   if (q !== null && options.qOut !== undefined) {

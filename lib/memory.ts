@@ -2,13 +2,14 @@
 import { types } from 'node:util';
 import { DTYPE_BYTES, type DType } from './dtype';
 import type { NativeMemory, NativeView } from './native';
+import { DEFAULTS } from './options';
 import {
   contiguousData,
-  contiguousStrides,
   expectTensor,
   extent,
   isContiguous,
   numElements,
+  prepareStrides,
   type Tensor,
   zeros,
 } from './tensor';
@@ -39,15 +40,9 @@ export interface DeviceShape {
 }
 
 export function prepareDeviceShape(shape: readonly number[], options: DeviceTensorOptions): DeviceShape {
-  const dtype = expectOneOf('dtype', options.dtype ?? 'f32', DEVICE_DTYPES);
+  const dtype = expectOneOf('dtype', options.dtype ?? DEFAULTS.deviceDType, DEVICE_DTYPES);
   const lengths = expectIntegers('shape', shape, 0);
-  const strides =
-    options.strides === undefined ? contiguousStrides(lengths) : expectIntegers('strides', options.strides, 0);
-  if (strides.length !== lengths.length) {
-    throw new RangeError(
-      `Expected \`strides\` to have an entry for each of the ${lengths.length} axes, got ${strides.length}`,
-    );
-  }
+  const strides = prepareStrides(lengths, options.strides);
   const bytes = extent(lengths, strides) * deviceDTypeBytes(dtype);
   if (!Number.isSafeInteger(bytes)) {
     throw new RangeError(`Expected \`shape\` to be one that memory can hold, got [${lengths.join(', ')}]`);

@@ -2,6 +2,7 @@
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { LeanAttentionError } from './errors';
+import type { KvCacheStats } from './kv-cache';
 
 /** A block of a device's memory. */
 export interface NativeMemory {
@@ -168,15 +169,7 @@ export interface NativeKvCache {
   block(layer: number, which: number): NativeMemory;
   /** Fills a table's rows, and returns the range of rows whose pages have changed. */
   fillTable(sequences: Float64Array, lengths: Int32Array, pages: Int32Array): [number, number];
-  stats(): {
-    numPages: number;
-    freePages: number;
-    usedPages: number;
-    sharedPages: number;
-    sequences: number;
-    tokens: number;
-    bytes: number;
-  };
+  stats(): KvCacheStats;
   verify(): void;
   close(): void;
 }

@@ -257,6 +257,7 @@ export const DEFAULTS = {
   /** 0: as many as the kernel is built for. */
   ctasPerSm: 0,
   scale: (headDim: number): number => 1 / Math.sqrt(headDim),
+  deviceDType: 'f32' as DType,
   cache: { dtype: 'f16' as DType, pageTokens: 64 },
   rotary: { pairing: 'half-split' as RotaryPairing, base: 10_000, betaFast: 32, betaSlow: 1 },
 } as const;

@@ -35,6 +35,17 @@ export function contiguousStrides(shape: readonly number[]): number[] {
   return strides;
 }
 
+/** Copies of the strides given for a shape, or those of a contiguous tensor. */
+export function prepareStrides(shape: readonly number[], given: readonly number[] | undefined): number[] {
+  const strides = given === undefined ? contiguousStrides(shape) : expectIntegers('strides', given, 0);
+  if (strides.length !== shape.length) {
+    throw new RangeError(
+      `Expected \`strides\` to have an entry for each of the ${shape.length} axes, got ${strides.length}`,
+    );
+  }
+  return strides;
+}
+
 export function numElements(shape: readonly number[]): number {
   return shape.reduce((product, length) => product * length, 1);
 }
@@ -88,13 +99,7 @@ export function tensor(data: TensorData, shape: readonly number[], options: Tens
     );
   }
   const lengths = expectIntegers('shape', shape, 0);
-  const strides =
-    options.strides === undefined ? contiguousStrides(lengths) : expectIntegers('strides', options.strides, 0);
-  if (strides.length !== lengths.length) {
-    throw new RangeError(
-      `Expected \`strides\` to have an entry for each of the ${lengths.length} axes, got ${strides.length}`,
-    );
-  }
+  const strides = prepareStrides(lengths, options.strides);
   const needed = extent(lengths, strides);
   if (needed > values.length) {
     throw new RangeError(

@@ -2,7 +2,7 @@
 import { expectApart, prepareTarget } from './decode';
 import { DTYPE_CODES } from './dtype';
 import type { KvCache, Sequence } from './kv-cache';
-import type { NativeBatch, NativeKvCache, NativeRows } from './native';
+import type { NativeBatch, NativeKvCache } from './native';
 import type { WriteOptions } from './options';
 import { prepareRotary, type Rotary } from './rotary';
 import { expectTensor, type Tensor } from './tensor';
@@ -72,8 +72,11 @@ export class Step {
       expectApart({ qOut }, isSameMemory(q, qOut) ? { k, v } : { k, v, q });
     }
     native.write({
-      ...this.#batch,
-      ...rowNumbers({ k, v, q, qOut }, rotary),
+      sequences: this.#batch.sequences,
+      counts: this.#batch.counts,
+      stamp: this.#batch.stamp,
+      numbers: rowNumbers({ k, v, q, qOut }, rotary),
+      inverseFrequencies: rotary?.inverseFrequencies ?? null,
       layer,
       k: k.data,
       v: v.data,
@@ -95,28 +98,29 @@ export function expectTogether({ q, qOut, rotary }: { q?: unknown; qOut?: unknow
 
 type RowTensor = Pick<Tensor, 'dtype' | 'shape' | 'strides'>;
 
-/** Strides, types and rotation of rows, as native code takes them. */
+// One array for every call: native code reads it before it returns.
+const numbers = new Float64Array(14);
+
+/** Types, strides and rotation of rows, in the order of kRowNumbers in csrc/binding/kv_cache.cpp. */
 export function rowNumbers(
   { k, v, q, qOut }: { k: RowTensor; v: RowTensor; q: RowTensor | null; qOut: RowTensor | null },
   rotary: Rotary | null,
-): Omit<NativeRows, keyof NativeBatch | 'layer' | 'k' | 'v' | 'q' | 'qOut'> {
-  return {
-    kType: DTYPE_CODES[k.dtype],
-    vType: DTYPE_CODES[v.dtype],
-    qType: q === null ? 0 : DTYPE_CODES[q.dtype],
-    kRowStride: k.strides[0],
-    kHeadStride: k.strides[1],
-    vRowStride: v.strides[0],
-    vHeadStride: v.strides[1],
-    qRowStride: q?.strides[0] ?? 0,
-    qHeadStride: q?.strides[1] ?? 0,
-    qOutRowStride: qOut?.strides[0] ?? 0,
-    qOutHeadStride: qOut?.strides[1] ?? 0,
-    numQueryHeads: q?.shape[1] ?? 0,
-    inverseFrequencies: rotary?.inverseFrequencies ?? null,
-    amplitude: rotary?.amplitude ?? 1,
-    pairing: rotary?.pairing ?? 0,
-  };
+): Float64Array {
+  numbers[0] = DTYPE_CODES[k.dtype];
+  numbers[1] = DTYPE_CODES[v.dtype];
+  numbers[2] = q === null ? 0 : DTYPE_CODES[q.dtype];
+  numbers[3] = k.strides[0];
+  numbers[4] = k.strides[1];
+  numbers[5] = v.strides[0];
+  numbers[6] = v.strides[1];
+  numbers[7] = q?.strides[0] ?? 0;
+  numbers[8] = q?.strides[1] ?? 0;
+  numbers[9] = qOut?.strides[0] ?? 0;
+  numbers[10] = qOut?.strides[1] ?? 0;
+  numbers[11] = q?.shape[1] ?? 0;
+  numbers[12] = rotary?.amplitude ?? 1;
+  numbers[13] = rotary?.pairing ?? 0;
+  return numbers;
 }
 
 /** [rows, heads, headDim] with a contiguous last axis; `heads` null: any number of them. */

@@ -24,6 +24,8 @@ export class KvTable {
   readonly contextLengths: DeviceTensor;
   /** i32 [rows, maxPages] */
   readonly pageTable: DeviceTensor;
+  /** @internal In the order of kTableNumbers in csrc/binding/kv_cache.cpp. */
+  readonly numbers: Float64Array;
   readonly #open: () => NativeKvCache;
   // What the device holds once the uploads are over that this stream was given.
   readonly #lengths: Int32Array;
@@ -35,6 +37,8 @@ export class KvTable {
     this.cache = cache;
     this.rows = rows;
     this.maxPages = maxPages;
+    const { numKvHeads, headDim, dtype, numPages, pageTokens } = cache;
+    this.numbers = Float64Array.of(rows, numKvHeads, headDim, DTYPE_CODES[dtype], numPages, pageTokens, maxPages);
     this.#open = open;
     this.contextLengths = cache.device.alloc([rows], { dtype: 'i32' });
     this.pageTable = cache.device.alloc([rows, maxPages], { dtype: 'i32' });
@@ -95,22 +99,17 @@ export function prepareStreamRows(options: StreamWriteOptions): NativeStreamRows
   const pages = cache.layer(layer);
   const rotary = options.rotary === undefined ? null : prepareRotary(options.rotary, headDim);
   return {
-    ...rowNumbers({ k, v, q, qOut }, rotary),
     k: k.view,
     v: v.view,
     q: q === null ? null : q.view,
     qOut: qOut === null ? null : qOut.view,
+    numbers: rowNumbers({ k, v, q, qOut }, rotary),
+    inverseFrequencies: rotary === null ? null : rotary.inverseFrequencies,
     kPages: pages.k.view,
     vPages: pages.v.view,
     contextLengths: table.contextLengths.view,
     pageTable: table.pageTable.view,
-    rows,
-    numKvHeads,
-    headDim,
-    kvType: DTYPE_CODES[cache.dtype],
-    numPages: cache.numPages,
-    pageTokens: cache.pageTokens,
-    maxPages: table.maxPages,
+    tableNumbers: table.numbers,
   };
 }
 

@@ -119,41 +119,26 @@ export interface NativeRows extends NativeBatch {
   v: ArrayBufferView;
   q: ArrayBufferView | null;
   qOut: ArrayBufferView | null;
-  kType: number;
-  vType: number;
-  qType: number;
-  kRowStride: number;
-  kHeadStride: number;
-  vRowStride: number;
-  vHeadStride: number;
-  qRowStride: number;
-  qHeadStride: number;
-  qOutRowStride: number;
-  qOutHeadStride: number;
-  numQueryHeads: number;
+  /** lib/kv-step.ts names them. */
+  numbers: Float64Array;
   /** Null: nothing is rotated. */
   inverseFrequencies: Float64Array | null;
-  amplitude: number;
-  pairing: number;
 }
 
 /** Rows to write in a stream: everything lies in the device's memory. */
-export interface NativeStreamRows extends Omit<NativeRows, keyof NativeBatch | 'layer' | 'k' | 'v' | 'q' | 'qOut'> {
+export interface NativeStreamRows {
   k: NativeView;
   v: NativeView;
   q: NativeView | null;
   qOut: NativeView | null;
+  numbers: Float64Array;
+  inverseFrequencies: Float64Array | null;
   kPages: NativeView;
   vPages: NativeView;
   contextLengths: NativeView;
   pageTable: NativeView;
-  rows: number;
-  numKvHeads: number;
-  headDim: number;
-  kvType: number;
-  numPages: number;
-  pageTokens: number;
-  maxPages: number;
+  /** lib/kv-table.ts names them. */
+  tableNumbers: Float64Array;
 }
 
 export interface NativeKvCache {

@@ -7,6 +7,7 @@
 #include "../runtime/error.h"
 #include "kv_cache.h"
 #include "memory.h"
+#include "numbers.h"
 #include "plan.h"
 
 namespace lean::binding {
@@ -29,29 +30,6 @@ constexpr const char* kStreamNumbers[] = {
     "qSequenceStride", "qQueryStride", "qHeadStride", "kvType",        "numKvHeads",
     "numPages",        "pageTokens",   "kPageStride", "kTokenStride",  "kHeadStride",
     "vPageStride",     "vTokenStride", "vHeadStride", "maxPages",      "scale"};
-
-// A stream's call is made for every layer of every step, so its numbers come in one array: reading a property of an
-// object costs more than all of them.
-class Numbers {
- public:
-  explicit Numbers(const Napi::Value& value) {
-    const std::span<std::byte> bytes = bytes_of(value, "numbers");
-    if (bytes.size() != sizeof values_) refuse("Expected `numbers` to hold " + std::to_string(kCount) + " numbers");
-    memcpy(values_, bytes.data(), sizeof values_);
-  }
-
-  // They are asked for nearly in their order, so the search ends where it begins.
-  double at(const char* name) const {
-    for (size_t tried = 0; tried < kCount; ++tried, last_ = (last_ + 1) % kCount)
-      if (strcmp(kStreamNumbers[last_], name) == 0) return values_[last_];
-    refuse("Expected a number named " + std::string(name));
-  }
-
- private:
-  static constexpr size_t kCount = std::size(kStreamNumbers);
-  double values_[kCount];
-  mutable size_t last_ = 0;
-};
 
 // The checks of a number, wherever it was found.
 int64_t to_integer(double value, const char* name) {
@@ -124,11 +102,10 @@ void expect_apart(const NamedMemory& target, std::initializer_list<NamedMemory> 
              "` uses too");
 }
 
-// The same of both kinds of calls, for the templates below.
-static double number(const Numbers& numbers, const char* name) { return numbers.at(name); }
-static int64_t integer(const Numbers& numbers, const char* name) { return to_integer(numbers.at(name), name); }
-static int32_t int32(const Numbers& numbers, const char* name) { return to_int32(numbers.at(name), name); }
-static DType dtype(const Numbers& numbers, const char* name) { return to_dtype(numbers.at(name)); }
+double number(const Numbers& numbers, const char* name) { return numbers.at(name); }
+int64_t integer(const Numbers& numbers, const char* name) { return to_integer(numbers.at(name), name); }
+int32_t int32(const Numbers& numbers, const char* name) { return to_int32(numbers.at(name), name); }
+DType dtype(const Numbers& numbers, const char* name) { return to_dtype(numbers.at(name)); }
 static DType dtype(const Napi::Object& object, const char* name) { return dtype(object.Get(name)); }
 
 namespace {
@@ -291,7 +268,7 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
 
 StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
   StreamDecode call;
-  const Numbers numbers(object.Get("numbers"));
+  const Numbers numbers(object.Get("numbers"), kStreamNumbers);
   const auto view = [&](const char* name) {
     DeviceView memory = device_view(object.Get(name), name, backend);
     call.owners.push_back(std::move(memory.owner));

@@ -6,6 +6,7 @@
 #include "arguments.h"
 #include "environment.h"
 #include "memory.h"
+#include "numbers.h"
 
 namespace lean::binding {
 
@@ -21,9 +22,16 @@ std::vector<SequenceId> sequence_ids(const Napi::Value& value) {
   return {numbers.begin(), numbers.end()};
 }
 
-RowStrides row_strides(const Napi::Object& object, const char* row, const char* head) {
-  return {integer(object, row), integer(object, head)};
+RowStrides row_strides(const Numbers& numbers, const char* row, const char* head) {
+  return {integer(numbers, row), integer(numbers, head)};
 }
+
+// In the orders of lib/kv-step.ts and lib/kv-table.ts.
+constexpr const char* kRowNumbers[] = {"kType",          "vType",         "qType",      "kRowStride",  "kHeadStride",
+                                       "vRowStride",     "vHeadStride",   "qRowStride", "qHeadStride", "qOutRowStride",
+                                       "qOutHeadStride", "numQueryHeads", "amplitude",  "pairing"};
+constexpr const char* kTableNumbers[] = {"rows",     "numKvHeads", "headDim", "kvType",
+                                         "numPages", "pageTokens", "maxPages"};
 
 // Rows of K, V and queries as a caller gives them, and how they are rotated. Returns the inverse frequencies, which the
 // parameters point to.
@@ -34,19 +42,20 @@ std::vector<double> read_rows(const Napi::Object& object, AppendParams& params, 
     size = bytes.size();
     return address(bytes, type, name);
   };
-  params.k_type = dtype(object.Get("kType"));
-  params.v_type = dtype(object.Get("vType"));
+  const Numbers numbers(object.Get("numbers"), kRowNumbers);
+  params.k_type = dtype(numbers, "kType");
+  params.v_type = dtype(numbers, "vType");
   params.k = rows("k", params.k_type, sizes.k);
   params.v = rows("v", params.v_type, sizes.v);
-  params.k_strides = row_strides(object, "kRowStride", "kHeadStride");
-  params.v_strides = row_strides(object, "vRowStride", "vHeadStride");
+  params.k_strides = row_strides(numbers, "kRowStride", "kHeadStride");
+  params.v_strides = row_strides(numbers, "vRowStride", "vHeadStride");
   if (object.Get("q").IsObject()) {
-    params.q_type = dtype(object.Get("qType"));
+    params.q_type = dtype(numbers, "qType");
     params.q = rows("q", params.q_type, sizes.q);
     params.q_out = rows("qOut", params.q_type, sizes.q_out);
-    params.q_strides = row_strides(object, "qRowStride", "qHeadStride");
-    params.q_out_strides = row_strides(object, "qOutRowStride", "qOutHeadStride");
-    params.num_query_heads = int32(object, "numQueryHeads");
+    params.q_strides = row_strides(numbers, "qRowStride", "qHeadStride");
+    params.q_out_strides = row_strides(numbers, "qOutRowStride", "qOutHeadStride");
+    params.num_query_heads = int32(numbers, "numQueryHeads");
   }
   std::vector<double> frequencies;
   if (object.Get("inverseFrequencies").IsObject()) {
@@ -54,8 +63,8 @@ std::vector<double> read_rows(const Napi::Object& object, AppendParams& params, 
     params.inverse_frequencies = frequencies.data();
     sizes.frequencies = frequencies.size() * sizeof(double);
     params.rotary_dims = static_cast<int32_t>(2 * frequencies.size());
-    params.amplitude = number(object, "amplitude");
-    params.pairing = int32(object, "pairing") == 1 ? RotaryPairing::kInterleaved : RotaryPairing::kHalfSplit;
+    params.amplitude = number(numbers, "amplitude");
+    params.pairing = int32(numbers, "pairing") == 1 ? RotaryPairing::kInterleaved : RotaryPairing::kHalfSplit;
   }
   return frequencies;
 }
@@ -88,13 +97,14 @@ StreamAppend stream_append(const Napi::Object& object, const Backend& device) {
   };
   call.inverse_frequencies = read_rows(object, params, sizes, view);
   params.inverse_frequencies = call.inverse_frequencies.empty() ? nullptr : call.inverse_frequencies.data();
-  params.rows = int32(object, "rows");
-  params.num_kv_heads = int32(object, "numKvHeads");
-  params.head_dim = int32(object, "headDim");
-  params.kv_type = dtype(object.Get("kvType"));
-  params.num_pages = int32(object, "numPages");
-  params.page_tokens = int32(object, "pageTokens");
-  params.max_pages = int32(object, "maxPages");
+  const Numbers table_numbers(object.Get("tableNumbers"), kTableNumbers);
+  params.rows = int32(table_numbers, "rows");
+  params.num_kv_heads = int32(table_numbers, "numKvHeads");
+  params.head_dim = int32(table_numbers, "headDim");
+  params.kv_type = dtype(table_numbers, "kvType");
+  params.num_pages = int32(table_numbers, "numPages");
+  params.page_tokens = int32(table_numbers, "pageTokens");
+  params.max_pages = int32(table_numbers, "maxPages");
   const int64_t token = int64_t{params.num_kv_heads} * params.head_dim;
   params.cache_strides = {token * params.page_tokens, token, params.head_dim};
   const auto k_pages = view("kPages"), v_pages = view("vPages"), lengths = view("contextLengths"),

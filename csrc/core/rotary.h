@@ -27,12 +27,18 @@ struct Rotation {
   float sine;
 };
 
-// The angle is taken in double and its whole turns are dropped before it becomes a float: at position 10^6 the product
-// in float32 would be off by up to 0.03 radians.
-LEAN_HD inline Rotation rotation(int32_t position, double inverse_frequency, double amplitude) {
-  constexpr double kTurn = 6.283185307179586;
+inline constexpr double kTurn = 6.283185307179586;
+
+// How far a pair turns, as a part of a whole turn from -1/2 to 1/2. The angle is taken in double and its whole turns
+// are dropped before it becomes a float: at position 10^6 the product in float32 would be off by up to 0.03 radians.
+LEAN_HD inline double part_of_turn(int32_t position, double inverse_frequency) {
   const double turns = position * inverse_frequency / kTurn;
-  const auto angle = static_cast<float>((turns - rint(turns)) * kTurn);
+  return turns - rint(turns);
+}
+
+// On the host; kernels have a primitive for sine and cosine.
+inline Rotation rotation(int32_t position, double inverse_frequency, double amplitude) {
+  const auto angle = static_cast<float>(part_of_turn(position, inverse_frequency) * kTurn);
   const auto scale = static_cast<float>(amplitude);
   return {cosf(angle) * scale, sinf(angle) * scale};
 }

@@ -22,8 +22,12 @@ struct AppendKernel {
     if (place.slot < 0) return;
     auto* rotations = reinterpret_cast<Rotation*>(shared);
     const int32_t pairs = params.inverse_frequencies ? params.rotary_dims / 2 : 0;
-    for (int32_t i = thread_index(); i < pairs; i += num_threads())
-      rotations[i] = rotation(place.position, launch.inverse_frequencies[i], params.amplitude);
+    const auto amplitude = static_cast<float>(params.amplitude);
+    for (int32_t i = thread_index(); i < pairs; i += num_threads()) {
+      const double turn = part_of_turn(place.position, launch.inverse_frequencies[i]);
+      const SineCosine at = sine_cosine_of_turn(static_cast<float>(turn));
+      rotations[i] = {at.cosine * amplitude, at.sine * amplitude};
+    }
     sync_cta();
 
     const int64_t at = slot_offset(params, place.slot);

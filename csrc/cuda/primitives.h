@@ -283,6 +283,18 @@ LEAN_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::c
 
 // ---- Arithmetic -------------------------------------------------------------------------------------------------
 
+struct SineCosine {
+  float sine;
+  float cosine;
+};
+
+// Of an angle in whole turns, from -1/2 to 1/2; to a few units in the last place, without a slow path for large angles.
+LEAN_DEVICE SineCosine sine_cosine_of_turn(float turn) {
+  SineCosine result;
+  sincospif(2.0f * turn, &result.sine, &result.cosine);
+  return result;
+}
+
 // 2^x with a relative error of about 2^-22; 2^-inf is 0, results under 2^-126 are 0.
 LEAN_DEVICE float exp2_approx(float x) {
   float result;

@@ -325,6 +325,27 @@ bool exponentials_hold() {
   return true;
 }
 
+__global__ void sine_cosine_kernel(uint32_t* output, const uint32_t* input) {
+  const int i = cta_index_x() * num_threads() + thread_index();
+  const SineCosine at = sine_cosine_of_turn(float_from_bits(input[i]));
+  output[2 * i] = float_bits(at.sine);
+  output[2 * i + 1] = float_bits(at.cosine);
+}
+
+bool sines_and_cosines_hold() {
+  constexpr double kTurn = 6.283185307179586;
+  std::vector<uint32_t> input(1 << 16);
+  for (size_t i = 0; i < input.size(); ++i) input[i] = float_bits(-0.5f + static_cast<float>(i) / (1 << 16));
+  const std::vector<uint32_t> out =
+      run(sine_cosine_kernel, static_cast<int>(input.size() / 256), 256, 2 * input.size(), input);
+  for (size_t i = 0; i < input.size(); ++i) {
+    const double angle = static_cast<double>(float_from_bits(input[i])) * kTurn;
+    if (std::abs(float_from_bits(out[2 * i]) - std::sin(angle)) > 3e-7) return false;
+    if (std::abs(float_from_bits(out[2 * i + 1]) - std::cos(angle)) > 3e-7) return false;
+  }
+  return true;
+}
+
 template <class T>
 __global__ void pack_kernel(uint32_t* output, const uint32_t* input) {
   const int i = cta_index_x() * num_threads() + thread_index();
@@ -359,6 +380,7 @@ int test_primitives() {
   failed += check(products_hold<BFloat16>(), "matrix products, bf16");
   failed += check(copies_hold(), "asynchronous copies");
   failed += check(exponentials_hold(), "exponentials");
+  failed += check(sines_and_cosines_hold(), "sines and cosines");
   failed += check(packing_holds<Float16>(), "rounding to f16");
   failed += check(packing_holds<BFloat16>(), "rounding to bf16");
   int major = 0;

@@ -41,24 +41,4 @@ __global__ void plan_on_the_device(TileMap map, int64_t workers, Schedule* sched
   schedules[2] = flash_attention_2_schedule(map);
 }
 
-// A block a row, a thread a pair of each K head: what a kernel that fills a cache does.
-template <class From, class To>
-__global__ void append(AppendParams params) {
-  const auto row = static_cast<int32_t>(blockIdx.x);
-  const auto index = static_cast<int32_t>(threadIdx.x);
-  const Rotation by = rotation(params.positions[row], params.inverse_frequencies[index], params.amplitude);
-  const RotaryPair pair = rotary_pair(params.pairing, params.rotary_dims, index);
-  for (int32_t head = 0; head < params.num_kv_heads; ++head) {
-    const From* k = static_cast<const From*>(params.k) + row * params.k_strides.row + head * params.k_strides.head;
-    To* out = static_cast<To*>(params.k_pages) + slot_offset(params, row) + head * params.cache_strides.head;
-    float first = to_float(k[pair.first]), second = to_float(k[pair.second]);
-    rotate(by, first, second);
-    out[pair.first] = from_float<To>(first);
-    out[pair.second] = from_float<To>(second);
-  }
-}
-
-template __global__ void append<float, Float16>(AppendParams);
-template __global__ void append<BFloat16, BFloat16>(AppendParams);
-
 }  // namespace lean

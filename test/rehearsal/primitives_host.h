@@ -137,6 +137,15 @@ void fence_async_proxy();
 
 // ---- Arithmetic ---------------------------------------------------------------------------------------------------
 
+struct SineCosine {
+  float sine;
+  float cosine;
+};
+inline SineCosine sine_cosine_of_turn(float turn) {
+  const double angle = turn * 6.283185307179586;
+  return {static_cast<float>(__builtin_sin(angle)), static_cast<float>(__builtin_cos(angle))};
+}
+
 float exp2_approx(float x);
 
 template <class T>

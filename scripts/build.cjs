@@ -2,6 +2,7 @@
 // Builds the native addon into build/Release with CMake.
 //   node scripts/build.cjs               always
 //   node scripts/build.cjs --if-needed   only where no prebuilt or built addon loads (the install script)
+// LEAN_ATTENTION_CUDA=off in the environment leaves the CUDA kernels out, LEAN_ATTENTION_CUDA_ARCHS chooses for which GPUs.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -32,6 +33,9 @@ if (spawnSync('cmake', ['--version']).error) {
 // Found through require, because package managers may hoist it elsewhere. --out: its default would overwrite node-gyp's.
 const arguments_ = [require.resolve('cmake-js/bin/cmake-js'), 'compile', '--out', 'build/cmake'];
 arguments_.push(`--CDCMAKE_LIBRARY_OUTPUT_DIRECTORY=${path.join(root, 'build', 'Release')}`);
+for (const name of ['LEAN_ATTENTION_CUDA', 'LEAN_ATTENTION_CUDA_ARCHS']) {
+  if (process.env[name]) arguments_.push(`--CD${name}=${process.env[name]}`);
+}
 if (!spawnSync('ninja', ['--version']).error && !existsSync(path.join(root, 'build/cmake/Makefile'))) {
   arguments_.push('--generator', 'Ninja');
 }

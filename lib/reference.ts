@@ -138,8 +138,11 @@ function floatFromBits(bits: number, exponentBits: number, fractionBits: number)
   return sign * (1 + fraction) * 2 ** (exponent - bias);
 }
 
+/** [batch, maxPages]; lists may be of unequal length. */
 function flatten(table: Int32Array | readonly (readonly number[])[]): ArrayLike<number> {
-  return table instanceof Int32Array ? table : table.flat();
+  if (table instanceof Int32Array) return table;
+  const maxPages = Math.max(0, ...table.map((pages) => pages.length));
+  return table.flatMap((pages) => [...pages, ...new Array<number>(maxPages - pages.length).fill(-1)]);
 }
 
 function insert(list: readonly number[], index: number, value: number): number[] {

@@ -331,5 +331,6 @@ describe('results', () => {
     );
     const lengths = Array.from(options.contextLengths as Int32Array);
     expectSameBits(devices[0].decodeSync({ ...options, pageTable: lists, contextLengths: lengths }), plain(devices[0]));
+    expect(referenceDecode({ ...options, pageTable: lists })).toEqual(referenceDecode(options));
   });
 });

@@ -1,12 +1,14 @@
 // The KV cache on the CUDA device: the same calls as on the CPU device of the same addon leave the same rows in the pages
 // and give the same attention.
 import type { Device, KvCache, RotaryOptions, Sequence, Stream, Tensor } from 'lean-attention';
-import { describe, expect, test } from 'vitest';
+import { afterAll, describe, expect, test } from 'vitest';
 import { toDoubles } from './helpers/numbers';
 import { random } from './helpers/random';
-import { failure, useRehearsedCuda } from './helpers/rehearsed-cuda';
+import { addonPath, failure, useRehearsedCuda } from './helpers/rehearsed-cuda';
+import { killServers, startServer } from './helpers/server';
 
 const cuda = useRehearsedCuda();
+afterAll(killServers);
 const SHAPE = { layers: 2, numKvHeads: 2, headDim: 64, pageTokens: 16, tokens: 400 } as const;
 const QUERY_HEADS = 6;
 
@@ -338,6 +340,21 @@ describe('steps in a stream', () => {
     cache.dispose();
     expect(await failure(() => stream.write({ table, layer: 0, k, v }))).toMatchObject({ code: 'CACHE_DISPOSED' });
   });
+});
+
+test("the example's server over it writes the CPU's text", async () => {
+  const flags = ['--dtype', 'f16', '--cache-tokens', '256'];
+  const servers = await Promise.all([
+    startServer(['--device', 'cuda', ...flags], { LEAN_ATTENTION_ADDON: addonPath }),
+    startServer(['--device', 'cpu', ...flags]),
+  ]);
+  const completion = { prompt: 'A server on a GPU', max_tokens: 6, temperature: 0 };
+  const texts = await Promise.all(
+    servers.map(async (server) => (await server.complete(completion)).body.choices[0].text),
+  );
+  expect(texts[0].length).toBeGreaterThan(0);
+  expect(texts[0]).toBe(texts[1]);
+  for (const server of servers) expect(await server.stop()).toBe(0);
 });
 
 test('a cache that the kernels could not read is refused at once', async () => {

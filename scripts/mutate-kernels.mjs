@@ -33,7 +33,9 @@ const FILES = [
     .filter(
       (name) =>
         /\.h$/.test(name) &&
-        !/primitives|config|entry|launch|error|backend|instances|params|api|read_kernel/.test(name),
+        !/primitives|config|entry|launch|error|backend|instances|params|api|read_kernel|append_kernel|owned|stream/.test(
+          name,
+        ),
     )
     .map((name) => `cuda/${name}`),
 ].filter((file) => file.includes(values.file));

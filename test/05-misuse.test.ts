@@ -3,33 +3,13 @@
 import type { DecodeOptions, PlanOptions } from 'lean-attention';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import { convert, Device, installation, LeanAttentionError, mergeStates, openDevice, tensor } from './helpers/library';
+import { detached, type ErrorClass, expectError, f16, f32, type Mistake, strided, thrownBy } from './helpers/mistakes';
 
 const device = openDevice('cpu', { threads: 2 });
 afterAll(() => device.dispose());
 
-type ErrorClass = typeof TypeError | typeof RangeError;
-type Mistake<T> = [name: string, options: T, error: ErrorClass, message: string];
-
-function thrownBy(body: () => unknown): unknown {
-  try {
-    body();
-  } catch (error) {
-    return error;
-  }
-  return expect.fail('Expected an error, got none');
-}
-
-function expectError(error: unknown, errorClass: ErrorClass, message: string): void {
-  expect(error).toBeInstanceOf(errorClass);
-  expect((error as Error).constructor).toBe(errorClass);
-  expect((error as Error).message).toBe(message);
-}
-
 // ---- decode ---------------------------------------------------------------------------------------------------------
 
-const f32 = (shape: readonly number[]) => tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)), shape);
-const f16 = (shape: readonly number[]) =>
-  tensor(new Uint16Array(shape.reduce((a, b) => a * b, 1)), shape, { dtype: 'f16' });
 const SENTINEL = 12345;
 const out = f32([2, 4, 8]);
 const lse = f32([2, 4]);
@@ -39,13 +19,6 @@ const paged = { ...right, contextLengths: [5, 3], pageTable: [[0, 1], [1]] };
 const wrong = (change: object): DecodeOptions => ({ ...right, ...change }) as DecodeOptions;
 const wrongPages = (change: object): DecodeOptions => ({ ...paged, ...change }) as DecodeOptions;
 
-const strided = (shape: number[], strides: number[], length: number) =>
-  tensor(new Float32Array(length), shape, { strides });
-const detached = (shape: number[]) => {
-  const t = f32(shape);
-  structuredClone(t.data.buffer, { transfer: [t.data.buffer as ArrayBuffer] });
-  return t;
-};
 const sharedMemory = new Float32Array(1000);
 
 const decodeMistakes: Mistake<DecodeOptions>[] = [
@@ -1032,7 +1005,7 @@ describe('a device that has been disposed', () => {
       () => plan.update([1, 1]),
       () => plan.workspaceBytes,
     ];
-    const errors = bodies.map(thrownBy);
+    const errors: unknown[] = bodies.map(thrownBy);
     for (const run of [gone.decode(right), plan.decode(right)]) {
       errors.push(
         await run.then(

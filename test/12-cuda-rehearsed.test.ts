@@ -9,24 +9,10 @@ import { build, type Case } from './helpers/cases';
 import { expectClose, expectSameBits } from './helpers/compare';
 import { referenceDecode } from './helpers/library';
 import { rehearsalFolder } from './helpers/rehearsal-build';
-import { addonPath, failure, poisonedOutputs, useRehearsedCuda } from './helpers/rehearsed-cuda';
+import { addonPath, failure, poisonedOutputs, SMALL, useRehearsedCuda } from './helpers/rehearsed-cuda';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const cuda = useRehearsedCuda();
-
-const SMALL: Case = {
-  contexts: [130, 0, 77],
-  queryLen: 1,
-  numKvHeads: 2,
-  groupSize: 4,
-  headDim: 64,
-  pageTokens: 0,
-  layout: 'NHD',
-  placement: 'plain',
-  qType: 'f16',
-  kvType: 'f16',
-  seed: 1,
-};
 
 describe('decode on the CUDA device', () => {
   test.each<[string, Partial<Case>]>([

@@ -5,23 +5,9 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { build, type Case } from './helpers/cases';
 import { expectClose, expectSameBits } from './helpers/compare';
 import { referenceDecode } from './helpers/library';
-import { collectGarbage, failure, poisonedOutputs, useRehearsedCuda } from './helpers/rehearsed-cuda';
+import { collectGarbage, failure, poisonedOutputs, SMALL, useRehearsedCuda } from './helpers/rehearsed-cuda';
 
 const cuda = useRehearsedCuda();
-
-const SMALL: Case = {
-  contexts: [130, 0, 77],
-  queryLen: 1,
-  numKvHeads: 2,
-  groupSize: 4,
-  headDim: 64,
-  pageTokens: 16,
-  layout: 'NHD',
-  placement: 'plain',
-  qType: 'f16',
-  kvType: 'f16',
-  seed: 1,
-};
 
 // What a test puts on the device goes with it, so that the leak check at the end means something.
 let placed: { dispose(): void }[] = [];
@@ -62,7 +48,7 @@ async function result({ out, lse }: StreamDecodeOptions): Promise<DecodeResult> 
   return { out: await stream.download(out), lse: await stream.download(lse) };
 }
 
-const paged = (change: Partial<Case> = {}): DecodeOptions => build({ ...SMALL, ...change });
+const paged = (change: Partial<Case> = {}): DecodeOptions => build({ ...SMALL, pageTokens: 16, ...change });
 
 describe.each(['cuda', 'cpu'] as const)('memory of the device %s', (spec) => {
   const opened = () => keep(cuda.library.openDevice(spec));
@@ -203,7 +189,7 @@ describe('streams', () => {
   });
 
   test('a contiguous cache, launched otherwise', async () => {
-    const options = build({ ...SMALL, pageTokens: 0 });
+    const options = build(SMALL);
     const lengths = keep(cuda.device.upload(Int32Array.from(options.contextLengths as Int32Array)));
     const { pageTable: _, ...there } = place(paged());
     const [q, k, v] = [options.q, options.k, options.v].map((t) => keep(cuda.device.upload(t)));

@@ -2,6 +2,7 @@
 import type { CacheDecodeOptions, KvCache, KvCacheOptions, Sequence, Step, WriteOptions } from 'lean-attention';
 import { afterAll, afterEach, describe, expect, test } from 'vitest';
 import { LeanAttentionError, library, openDevice, tensor } from './helpers/library';
+import { detached, expectError, f16, f32, type Mistake, strided, thrownBy } from './helpers/mistakes';
 
 const device = openDevice('cpu', { threads: 1 });
 const other = openDevice('cpu', { threads: 1 });
@@ -9,34 +10,6 @@ afterAll(() => {
   device.dispose();
   other.dispose();
 });
-
-type ErrorClass = typeof TypeError | typeof RangeError;
-type Mistake<T> = [name: string, argument: T, error: ErrorClass, message: string];
-
-function thrownBy(body: () => unknown): Error {
-  try {
-    body();
-  } catch (error) {
-    return error as Error;
-  }
-  return expect.fail('Expected an error, got none');
-}
-
-function expectError(error: Error, errorClass: ErrorClass, message: string): void {
-  expect(error.message).toBe(message);
-  expect(error.constructor).toBe(errorClass);
-}
-
-const f32 = (shape: readonly number[]) => tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(1), shape);
-const f16 = (shape: readonly number[]) =>
-  tensor(new Uint16Array(shape.reduce((a, b) => a * b, 1)), shape, { dtype: 'f16' });
-const strided = (shape: number[], strides: number[], length: number) =>
-  tensor(new Float32Array(length), shape, { strides });
-const detached = (shape: number[]) => {
-  const t = f32(shape);
-  structuredClone(t.data.buffer, { transfer: [t.data.buffer as ArrayBuffer] });
-  return t;
-};
 
 // ---- createKvCache ----------------------------------------------------------------------------------------------------
 

@@ -104,10 +104,11 @@ class CudaStream final : public Stream {
     request.counters = counters_.data();
     request.scratch = scratch_.data();
     request.status = static_cast<uint32_t*>(status_.data());
-    launch_decode(request, plan, stream_);
+    // Before the launch: it may be two kernels, of which the second can be refused when the first is enqueued.
     hold(counters_.shared());
     hold(scratch_.shared());
     for (const auto& owner : call.owners) hold(owner);
+    launch_decode(request, plan, stream_);
   }
 
   void append(const StreamAppend& call) override {
@@ -244,8 +245,12 @@ class CudaStream final : public Stream {
           give_back(arrival);
           if (status != 0) throw Error(ErrorCode::kBadDeviceData, describe_status(status));
         },
-        // What the work used goes after the caller has been told: freeing it may wait for other streams.
-        [held = std::exchange(held_, {}), done = std::move(done)](std::exception_ptr error) { done(error); });
+        // What the work used goes after the caller has been told, because freeing it may wait for other streams; and
+        // here, because the pool would let it go under the lock that the next call has to take.
+        [held = std::exchange(held_, {}), done = std::move(done)](std::exception_ptr error) mutable {
+          done(error);
+          held.clear();
+        });
   }
 
   std::shared_ptr<Arrival> take_arrival(size_t bytes) {

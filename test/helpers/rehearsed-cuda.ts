@@ -5,6 +5,7 @@ import path from 'node:path';
 import type * as Library from 'lean-attention';
 import type { DecodeOptions, DecodeResult } from 'lean-attention';
 import { afterEach, beforeAll, beforeEach, expect } from 'vitest';
+import type { Case } from './cases';
 import { buildRehearsal, rehearsalFolder } from './rehearsal-build';
 
 export interface Steering {
@@ -31,6 +32,21 @@ export interface RehearsedCuda {
   addon: { steerCuda(steering: Steering): void; cudaAlive(): Alive };
   device: Library.Device;
 }
+
+/** A case that is quickly rehearsed; one context is empty. */
+export const SMALL: Case = {
+  contexts: [130, 0, 77],
+  queryLen: 1,
+  numKvHeads: 2,
+  groupSize: 4,
+  headDim: 64,
+  pageTokens: 0,
+  layout: 'NHD',
+  placement: 'plain',
+  qType: 'f16',
+  kvType: 'f16',
+  seed: 1,
+};
 
 export const addonPath = path.join(rehearsalFolder, 'rehearsed_addon.node');
 

@@ -17,6 +17,9 @@ inline constexpr int32_t kTileTokens = 64;
 // Rows are padded so that every vector load of a query or an accumulator is whole.
 inline constexpr int32_t kPadding = 16;
 
+// Scores of a row; those computed along past the last token are dropped.
+inline constexpr int32_t kScoreStride = kTileTokens + kPadding;
+
 inline int32_t padded(int32_t head_dim) { return (head_dim + kPadding - 1) / kPadding * kPadding; }
 
 // Where the tokens of a LeanTile lie: the address of each token's K and V, of the first KV head that is folded.
@@ -31,10 +34,9 @@ struct TileRows {
 struct TileFold {
   const char* const* k_rows;   // [count] as in TileRows; head h of the bundle starts h x head_bytes further
   const char* const* v_rows;   // [count]
-  const char* const* k_ahead;  // [count] what to prefetch while that token's K is read: the stream a fixed way ahead
-  const char* const* v_ahead;  // [count]
+  const char* const* k_ahead;  // [count] rows to prefetch while K is read: the stream a fixed way ahead
+  const char* const* v_ahead;  // [count] the same while V is read
   int32_t count;               // tokens, 1 to kTileTokens
-  int32_t sum_tokens;          // tokens whose V is summed for one head before the next head's turn
   int32_t heads;
   int64_t head_bytes;  // K (or V) of one token and head
   int32_t rows;        // of one head
@@ -42,13 +44,10 @@ struct TileFold {
   const int32_t* visible;  // [rows] tokens of this tile that each row sees; null: all of them
   float scale;             // softmax scale x log2(e)
   const float* q;          // [heads, rows, padded(head_dim)]
-  float* scores;           // [heads, rows, kTileTokens] scratch
+  float* scores;           // [heads, rows, kScoreStride] scratch
   SoftmaxState* states;    // [heads, rows]
   float* acc;              // [heads, rows, padded(head_dim)]
 };
-
-// Tokens whose scores are computed together.
-inline constexpr int32_t kTokenBlock = 4;
 
 // What an instruction set has for one element type.
 struct TileFunctions {
@@ -62,6 +61,7 @@ struct TileCode {
   TileFunctions f32;
   TileFunctions f16;
   TileFunctions bf16;
+  int32_t prefetch_bytes;                        // how far ahead memory is prefetched
   void (*read)(const void* bytes, size_t size);  // loads every byte once: the roofline
 
   const TileFunctions& of(DType type) const { return type == DType::kF32 ? f32 : type == DType::kF16 ? f16 : bf16; }

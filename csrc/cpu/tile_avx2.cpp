@@ -14,8 +14,10 @@ namespace {
 struct Avx2 {
   using F = __m256;
   static constexpr int32_t kLanes = 8;
-  static constexpr int32_t kRowBlock = 2;  // 16 registers: 8 sums, 4 K vectors, a query
-  static constexpr int32_t kDimBlock = 4;
+  // 16 registers: 12 sums or weights, 3 K or V vectors, a query or a vector of acc.
+  static constexpr int32_t kRowBlock = 4;
+  static constexpr int32_t kTokenBlock = 3;
+  static constexpr int32_t kPrefetchBytes = 16 * 1024;
 
   static LEAN_INLINE F zero() { return _mm256_setzero_ps(); }
   static LEAN_INLINE F set1(float x) { return _mm256_set1_ps(x); }
@@ -48,10 +50,10 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_max_ss(high, _mm_movehdup_ps(high)));
   }
 
-  // The four totals of four vectors, times scale.
-  static LEAN_INLINE void store_sums(float* out, const F* a, float scale) {
-    const F abcd = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+  // The totals of three vectors, times scale; what is stored after them is of no use.
+  static LEAN_INLINE void store_sums(float* out, const F (&a)[kTokenBlock], float scale) {
+    const F abc = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[2]));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(abc), _mm256_extractf128_ps(abc, 1));
     _mm_storeu_ps(out, _mm_mul_ps(sums, _mm_set1_ps(scale)));
   }
 
@@ -89,7 +91,7 @@ void read(const void* bytes, size_t size) {
 const TileCode kAvx2Tile = tile_code<Avx2>("avx2", supported, read);
 
 #else
-const TileCode kAvx2Tile = {"avx2", [] { return false; }, {}, {}, {}, nullptr};
+const TileCode kAvx2Tile = {"avx2", [] { return false; }, {}, {}, {}, 0, nullptr};
 #endif
 
 }  // namespace lean::cpu

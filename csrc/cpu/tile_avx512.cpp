@@ -15,7 +15,8 @@ struct Avx512 {
   using F = __m512;
   static constexpr int32_t kLanes = 16;
   static constexpr int32_t kRowBlock = 4;
-  static constexpr int32_t kDimBlock = 4;
+  static constexpr int32_t kTokenBlock = 4;
+  static constexpr int32_t kPrefetchBytes = 32 * 1024;
 
   static LEAN_INLINE F zero() { return _mm512_setzero_ps(); }
   static LEAN_INLINE F set1(float x) { return _mm512_set1_ps(x); }
@@ -37,7 +38,7 @@ struct Avx512 {
   static LEAN_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 
   // The four totals of four vectors, times scale.
-  static LEAN_INLINE void store_sums(float* out, const F* a, float scale) {
+  static LEAN_INLINE void store_sums(float* out, const F (&a)[kTokenBlock], float scale) {
     const F ab = add(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
     const F cd = add(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
     const F abcd = add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
@@ -86,7 +87,7 @@ void read(const void* bytes, size_t size) {
 const TileCode kAvx512Tile = tile_code<Avx512>("avx512", supported, read);
 
 #else
-const TileCode kAvx512Tile = {"avx512", [] { return false; }, {}, {}, {}, nullptr};
+const TileCode kAvx512Tile = {"avx512", [] { return false; }, {}, {}, {}, 0, nullptr};
 #endif
 
 }  // namespace lean::cpu

@@ -1,10 +1,10 @@
 // The tile code, written once over a SIMD type; each tile_*.cpp defines one and instantiates it for an instruction set.
 //
-// Three steps per LeanTile: scores = q k^T, weights = softmax step, acc += weights v. All rows of a group run against
-// each K and V row while it is in the L1 cache, so memory is read once for the group, and in the order of its
-// addresses: a few tokens, all heads of the bundle, the next few tokens. Prefetches mirror the loads, a fixed way
-// ahead. Register blocks: kTokenBlock tokens x kRowBlock rows for the scores, kDimBlock vectors x kRowBlock rows for
-// the sum.
+// Three steps per LeanTile: scores = q k^T, weights = softmax step, acc += weights v. K and V are read in the order of
+// their addresses: a block of tokens, all heads of the bundle, the next block. All rows of a group run against a
+// token's K or V while it is in the L1 cache, so memory is read once for the group. Prefetches mirror the loads, a
+// fixed way ahead. Registers hold the sums, or the weights, of kRowBlock rows x kTokenBlock tokens; queries and acc
+// pass through.
 #pragma once
 
 #include "tile.h"
@@ -23,6 +23,7 @@ template <class Simd, class T>
 struct TileKernel {
   using F = typename Simd::F;
   static constexpr int32_t kLanes = Simd::kLanes;
+  static constexpr int32_t kTokens = Simd::kTokenBlock;
 
   const TileFold& fold;
   const int32_t stride;  // floats from one row's q or acc to the next
@@ -42,57 +43,51 @@ struct TileKernel {
 
   static constexpr int32_t kLineVectors = kCacheLine / static_cast<int32_t>(sizeof(T)) / kLanes;  // vectors of a line
 
-  // sum[r][n] += q[r] . k[n] over one vector of the head dimension.
-  template <int32_t R>
-  static LEAN_INLINE void score_vector(const F* kv, const float* q, int32_t stride, F (*sum)[kTokenBlock]) {
-    for (int32_t r = 0; r < R; ++r) {
-      const F query = Simd::load(q + int64_t{r} * stride);
-      for (int32_t n = 0; n < kTokenBlock; ++n) sum[r][n] = Simd::fma(query, kv[n], sum[r][n]);
+  // Calls step(load, c) for every vector c of the head dimension, and prefetches as many lines from each of `ahead`.
+  template <int32_t N, bool kPrefetch, class Step>
+  LEAN_INLINE void for_vectors(const T* const (&ahead)[N], Step step) const {
+    const auto load = [](const T* p) LEAN_LAMBDA_INLINE { return Simd::load(p); };
+    int32_t c = 0;
+    for (; c + kLineVectors <= whole; c += kLineVectors) {
+      if (kPrefetch)
+        for (int32_t n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + c * kLanes, 0, kToL2);
+      for (int32_t i = 0; i < kLineVectors; ++i) step(load, c + i);
     }
+    for (; c < whole; ++c) step(load, c);
+    if (has_half) step([](const T* p) LEAN_LAMBDA_INLINE { return Simd::load_half(p); }, c);
   }
 
-  // Scores of R rows against kTokenBlock tokens. Past the last token the last one is read again; its scores are
-  // dropped.
+  // Scores of R rows against a block of tokens. Past the last token the last one is read again; its scores are dropped.
   template <int32_t R, bool kPrefetch>
   LEAN_INLINE void score_block(int32_t head, int32_t row, int32_t token) const {
-    const T* k[kTokenBlock];
-    const T* ahead[kTokenBlock];
-    for (int32_t n = 0; n < kTokenBlock; ++n) {
+    const T* k[kTokens];
+    const T* ahead[kTokens];
+    for (int32_t n = 0; n < kTokens; ++n) {
       const int32_t clamped = token + n < fold.count ? token + n : fold.count - 1;
       k[n] = at(fold.k_rows[clamped], head);
       ahead[n] = at(fold.k_ahead[clamped], head);
     }
     const float* q = fold.q + bundle_row(head, row) * stride;
-    F sum[R][kTokenBlock];
+    F sum[R][kTokens];
     for (int32_t r = 0; r < R; ++r)
-      for (int32_t n = 0; n < kTokenBlock; ++n) sum[r][n] = Simd::zero();
-    F kv[kTokenBlock];
-    int32_t c = 0;
-    for (; c + kLineVectors <= whole; c += kLineVectors) {  // a cache line of each token
-      if (kPrefetch)
-        for (int32_t n = 0; n < kTokenBlock; ++n) __builtin_prefetch(ahead[n] + c * kLanes, 0, kToL2);
-      for (int32_t i = 0; i < kLineVectors; ++i) {
-        for (int32_t n = 0; n < kTokenBlock; ++n) kv[n] = Simd::load(k[n] + (c + i) * kLanes);
-        score_vector<R>(kv, q + (c + i) * kLanes, stride, sum);
+      for (int32_t n = 0; n < kTokens; ++n) sum[r][n] = Simd::zero();
+    for_vectors<kTokens, kPrefetch>(ahead, [&](auto load, int32_t c) LEAN_LAMBDA_INLINE {
+      F kv[kTokens];
+      for (int32_t n = 0; n < kTokens; ++n) kv[n] = load(k[n] + c * kLanes);
+      for (int32_t r = 0; r < R; ++r) {
+        const F query = Simd::load(q + r * stride + c * kLanes);
+        for (int32_t n = 0; n < kTokens; ++n) sum[r][n] = Simd::fma(query, kv[n], sum[r][n]);
       }
-    }
-    for (; c < whole; ++c) {
-      for (int32_t n = 0; n < kTokenBlock; ++n) kv[n] = Simd::load(k[n] + c * kLanes);
-      score_vector<R>(kv, q + c * kLanes, stride, sum);
-    }
-    if (has_half) {
-      for (int32_t n = 0; n < kTokenBlock; ++n) kv[n] = Simd::load_half(k[n] + c * kLanes);
-      score_vector<R>(kv, q + c * kLanes, stride, sum);
-    }
+    });
     for (int32_t r = 0; r < R; ++r)
-      Simd::store_sums(fold.scores + bundle_row(head, row + r) * kTileTokens + token, sum[r], fold.scale);
+      Simd::store_sums(fold.scores + bundle_row(head, row + r) * kScoreStride + token, sum[r], fold.scale);
   }
 
   // The softmax step of one row: raises the maximum, rescales what was summed, turns scores into weights.
   // Tokens that the row does not see get the weight 0 whatever their K holds.
   LEAN_INLINE void weigh_row(int32_t head, int32_t row) const {
     const int64_t index = bundle_row(head, row);
-    float* scores = fold.scores + index * kTileTokens;
+    float* scores = fold.scores + index * kScoreStride;
     const int32_t visible = fold.visible ? fold.visible[row] : fold.count;
     const int32_t vectors = (fold.count + kLanes - 1) / kLanes;
     for (int32_t token = visible; token < vectors * kLanes; ++token) scores[token] = kNegInf;
@@ -119,74 +114,71 @@ struct TileKernel {
     state.l += Simd::reduce_add(total);
   }
 
-  // acc += weights x V for R rows, C vectors of the head dimension and the tokens [begin, end).
-  template <int32_t R, bool kPrefetch, int32_t C, bool kHalf>
-  LEAN_INLINE void sum_block(int32_t head, int32_t row, int32_t dim, int32_t begin, int32_t end) const {
-    const int64_t index = bundle_row(head, row);
-    float* acc = fold.acc + index * stride + dim;
-    const float* weights = fold.scores + index * kTileTokens;
-    F sum[R][C];
-    for (int32_t r = 0; r < R; ++r)
-      for (int32_t c = 0; c < C; ++c) sum[r][c] = Simd::load(acc + int64_t{r} * stride + c * kLanes);
-    for (int32_t token = begin; token < end; ++token) {
-      const T* v = at(fold.v_rows[token], head) + dim;
-      if (kPrefetch) {
-        const T* ahead = at(fold.v_ahead[token], head) + dim;
-        for (int32_t c = 0; c < C; c += kLineVectors) __builtin_prefetch(ahead + c * kLanes, 0, kToL2);
-      }
-      F kv[C];
-      for (int32_t c = 0; c < C; ++c) kv[c] = kHalf ? Simd::load_half(v + c * kLanes) : Simd::load(v + c * kLanes);
-      for (int32_t r = 0; r < R; ++r) {
-        const F weight = Simd::set1(weights[int64_t{r} * kTileTokens + token]);
-        for (int32_t c = 0; c < C; ++c) sum[r][c] = Simd::fma(weight, kv[c], sum[r][c]);
-      }
+  // acc += weights x V for R rows and N tokens.
+  template <int32_t R, int32_t N, bool kPrefetch>
+  LEAN_INLINE void sum_tokens(int32_t head, int32_t row, int32_t token) const {
+    const T* v[N];
+    const T* ahead[N];
+    for (int32_t n = 0; n < N; ++n) {
+      v[n] = at(fold.v_rows[token + n], head);
+      ahead[n] = at(fold.v_ahead[token + n], head);
     }
+    const int64_t index = bundle_row(head, row);
+    const float* weights = fold.scores + index * kScoreStride + token;
+    F weight[R][N];
     for (int32_t r = 0; r < R; ++r)
-      for (int32_t c = 0; c < C; ++c) Simd::store(acc + int64_t{r} * stride + c * kLanes, sum[r][c]);
+      for (int32_t n = 0; n < N; ++n) weight[r][n] = Simd::set1(weights[r * kScoreStride + n]);
+    float* acc = fold.acc + index * stride;
+    for_vectors<N, kPrefetch>(ahead, [&](auto load, int32_t c) LEAN_LAMBDA_INLINE {
+      F kv[N];
+      for (int32_t n = 0; n < N; ++n) kv[n] = load(v[n] + c * kLanes);
+      for (int32_t r = 0; r < R; ++r) {
+        float* const out = acc + r * stride + c * kLanes;
+        F total = Simd::load(out);
+        for (int32_t n = 0; n < N; ++n) total = Simd::fma(weight[r][n], kv[n], total);
+        Simd::store(out, total);
+      }
+    });
   }
 
+  // A block of tokens; in the tile's last one, those that are no whole block one by one.
   template <int32_t R, bool kPrefetch>
-  LEAN_INLINE void sum_rows(int32_t head, int32_t row, int32_t begin, int32_t end) const {
-    int32_t c = 0;
-    for (; c + Simd::kDimBlock <= whole; c += Simd::kDimBlock)
-      sum_block<R, kPrefetch, Simd::kDimBlock, false>(head, row, c * kLanes, begin, end);
-    for (; c + 2 <= whole; c += 2) sum_block<R, kPrefetch, 2, false>(head, row, c * kLanes, begin, end);
-    for (; c < whole; ++c) sum_block<R, kPrefetch, 1, false>(head, row, c * kLanes, begin, end);
-    if (has_half) sum_block<R, kPrefetch, 1, true>(head, row, c * kLanes, begin, end);
+  LEAN_INLINE void sum_block(int32_t head, int32_t row, int32_t token) const {
+    if (token + kTokens <= fold.count) return sum_tokens<R, kTokens, kPrefetch>(head, row, token);
+    for (; token < fold.count; ++token) sum_tokens<R, 1, kPrefetch>(head, row, token);
   }
 
-  // All rows of a head, in blocks of kRowBlock, the rest in pairs or one by one. The first block prefetches for all.
+  // All rows of a head, in blocks of kRowBlock and one of the rest. The first block prefetches for all.
   template <class Block>
   LEAN_INLINE void for_row_blocks(Block block) const {
     constexpr int32_t kR = Simd::kRowBlock;
-    int32_t row = 0;
-    if (fold.rows >= kR) {
-      block(Rows<kR, true>{}, 0);
-      for (row = kR; row + kR <= fold.rows; row += kR) block(Rows<kR, false>{}, row);
-    } else if (fold.rows >= 2) {
-      block(Rows<2, true>{}, 0);
-      row = 2;
-    } else {
-      block(Rows<1, true>{}, 0);
-      row = 1;
+    if (fold.rows < kR) return rest_of_rows<kR - 1, true>(fold.rows, 0, block);
+    block(Rows<kR, true>{}, 0);
+    int32_t row = kR;
+    for (; row + kR <= fold.rows; row += kR) block(Rows<kR, false>{}, row);
+    rest_of_rows<kR - 1, false>(fold.rows - row, row, block);
+  }
+  template <int32_t R, bool kPrefetch, class Block>
+  LEAN_INLINE void rest_of_rows(int32_t count, int32_t row, Block block) const {
+    if constexpr (R > 0) {
+      if (count == R)
+        block(Rows<R, kPrefetch>{}, row);
+      else
+        rest_of_rows<R - 1, kPrefetch>(count, row, block);
     }
-    for (; row + 2 <= fold.rows; row += 2) block(Rows<2, false>{}, row);
-    for (; row < fold.rows; ++row) block(Rows<1, false>{}, row);
   }
 
   LEAN_INLINE void run() const {
-    for (int32_t token = 0; token < fold.count; token += kTokenBlock)
+    for (int32_t token = 0; token < fold.count; token += kTokens)
       for (int32_t head = 0; head < fold.heads; ++head)
         for_row_blocks([&](auto rows, int32_t row)
                            LEAN_LAMBDA_INLINE { score_block<rows.kCount, rows.kPrefetch>(head, row, token); });
     for (int32_t head = 0; head < fold.heads; ++head)
       for (int32_t row = 0; row < fold.rows; ++row) weigh_row(head, row);
-    for (int32_t begin = 0; begin < fold.count; begin += fold.sum_tokens) {
-      const int32_t end = begin + fold.sum_tokens < fold.count ? begin + fold.sum_tokens : fold.count;
+    for (int32_t token = 0; token < fold.count; token += kTokens)
       for (int32_t head = 0; head < fold.heads; ++head)
         for_row_blocks([&](auto rows, int32_t row)
-                           LEAN_LAMBDA_INLINE { sum_rows<rows.kCount, rows.kPrefetch>(head, row, begin, end); });
-    }
+                           LEAN_LAMBDA_INLINE { sum_block<rows.kCount, rows.kPrefetch>(head, row, token); });
   }
 
  private:
@@ -233,9 +225,13 @@ inline constexpr float kExp2Floor = -126.0f;
 
 template <class Simd>
 constexpr TileCode tile_code(const char* name, bool (*supported)(), void (*read)(const void*, size_t)) {
-  return {
-      name, supported, tile_functions<Simd, float>(), tile_functions<Simd, Float16>(), tile_functions<Simd, BFloat16>(),
-      read};
+  return {name,
+          supported,
+          tile_functions<Simd, float>(),
+          tile_functions<Simd, Float16>(),
+          tile_functions<Simd, BFloat16>(),
+          Simd::kPrefetchBytes,
+          read};
 }
 
 }  // namespace lean::cpu

@@ -12,7 +12,8 @@ struct Portable {
   using F = Float4;
   static constexpr int32_t kLanes = 4;
   static constexpr int32_t kRowBlock = 2;
-  static constexpr int32_t kDimBlock = 4;
+  static constexpr int32_t kTokenBlock = 4;
+  static constexpr int32_t kPrefetchBytes = 32 * 1024;
 
   static LEAN_INLINE F zero() { return F{0, 0, 0, 0}; }
   static LEAN_INLINE F set1(float x) { return F{x, x, x, x}; }
@@ -42,7 +43,7 @@ struct Portable {
   }
   static LEAN_INLINE void store(float* p, F a) { memcpy(p, &a, sizeof a); }
 
-  static LEAN_INLINE void store_sums(float* out, const F* a, float scale) {
+  static LEAN_INLINE void store_sums(float* out, const F (&a)[kTokenBlock], float scale) {
     for (int32_t i = 0; i < kTokenBlock; ++i) out[i] = reduce_add(a[i]) * scale;
   }
 

@@ -18,9 +18,8 @@ constexpr int64_t kBundleAccBytes = 16 * 1024;
 // Tiles of several heads are coarse: a worker gets this many of them at least, so that one more is 1/8 of its share.
 constexpr int64_t kMinShare = 8;
 
-// How far ahead memory is prefetched, and how much V is summed for a head before the next head's turn.
-constexpr int64_t kPrefetchBytes = 32 * 1024;
-constexpr int64_t kSumBytes = 16 * 1024;
+// Prefetches are at least so many tokens ahead, however long their rows are.
+constexpr int64_t kMinPrefetchTokens = 4;
 
 // Segments of neighbouring units, in the order of a worker's range: only the first may begin inside its output tile,
 // and only the last may end inside.
@@ -55,6 +54,7 @@ class Worker {
         params_(call.params),
         fold_(tile.of(call.params.kv_type).fold),
         widen_(tile.of(call.params.q_type).widen),
+        prefetch_bytes_(tile.prefetch_bytes),
         workspace_(workspace),
         arena_(arena),
         rows_(params_.rows()),
@@ -140,7 +140,7 @@ class Worker {
     arena_.q.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.acc.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.states.assign(rows, SoftmaxState{});
-    arena_.scores.resize(rows * kTileTokens);
+    arena_.scores.resize(rows * kScoreStride);
     arena_.visible.resize(static_cast<size_t>(rows_));
     for (int32_t head = 0; head < num_heads(bundle); ++head)
       for (int32_t row = 0; row < rows_; ++row) {
@@ -183,7 +183,8 @@ class Worker {
 
   void fold_tile(const Bundle& bundle, Heads heads, int64_t tile, const TileRows& current, const TileRows& next) {
     const int64_t run_bytes = heads.count() * head_bytes_;
-    const auto ahead = static_cast<int32_t>(std::clamp<int64_t>(kPrefetchBytes / run_bytes, kTokenBlock, kTileTokens));
+    const auto ahead =
+        static_cast<int32_t>(std::clamp<int64_t>(prefetch_bytes_ / run_bytes, kMinPrefetchTokens, kTileTokens));
     const char* k_ahead[kTileTokens];
     const char* v_ahead[kTileTokens];
     look_ahead(current.k, current.count, current.v, current.count, ahead, k_ahead);
@@ -194,7 +195,6 @@ class Worker {
     fold.k_ahead = k_ahead;
     fold.v_ahead = v_ahead;
     fold.count = current.count;
-    fold.sum_tokens = static_cast<int32_t>(std::clamp<int64_t>(kSumBytes / run_bytes, kTokenBlock, kTileTokens));
     fold.heads = heads.count();
     fold.head_bytes = head_bytes_;
     fold.rows = rows_;
@@ -294,6 +294,7 @@ class Worker {
   const DecodeParams& params_;
   void (*const fold_)(const TileFold&);
   void (*const widen_)(const void*, int32_t, float*);
+  const int64_t prefetch_bytes_;
   Workspace& workspace_;
   Arena& arena_;
   const int32_t rows_;  // of a head

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <new>
 #include <span>
 #include <vector>
 
@@ -10,6 +11,22 @@
 #include "tile.h"
 
 namespace lean::cpu {
+
+// Vectors of 64-byte alignment: SIMD loads and stores of them never straddle two cache lines.
+template <class T>
+struct CacheLineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+
+  CacheLineAllocator() = default;
+  template <class U>
+  CacheLineAllocator(const CacheLineAllocator<U>&) {}
+
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* data, size_t) { ::operator delete(data, kLine); }
+  bool operator==(const CacheLineAllocator&) const = default;
+};
+using AlignedFloats = std::vector<float, CacheLineAllocator<float>>;
 
 // Partials and arrival counters of one call. A partial slot holds, for each row, m and l, then its accumulator.
 class Workspace {
@@ -33,9 +50,9 @@ class Workspace {
 
 // One thread's scratch, kept between calls. Sized for a bundle of output tiles.
 struct Arena {
-  std::vector<float> q;
-  std::vector<float> acc;
-  std::vector<float> scores;
+  AlignedFloats q;
+  AlignedFloats acc;
+  AlignedFloats scores;
   std::vector<SoftmaxState> states;
   std::vector<int32_t> visible;
 };

@@ -9,7 +9,7 @@ import { build, type Case } from './helpers/cases';
 import { expectClose, expectSameBits } from './helpers/compare';
 import { referenceDecode } from './helpers/library';
 import { rehearsalFolder } from './helpers/rehearsal-build';
-import { addonPath, failure, poisonedOutputs, SMALL, useRehearsedCuda } from './helpers/rehearsed-cuda';
+import { addonPath, collectGarbage, failure, poisonedOutputs, SMALL, useRehearsedCuda } from './helpers/rehearsed-cuda';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const cuda = useRehearsedCuda();
@@ -88,6 +88,13 @@ describe('decode on the CUDA device', () => {
     for (const [index, result] of results.entries()) expectClose(result, referenceDecode(calls[index]));
   });
 
+  test('waits once, for all that it copies', () => {
+    const options = build({ ...SMALL, pageTokens: 16 });
+    const before = cuda.addon.cudaAlive().waits;
+    cuda.device.decodeSync(options);
+    expect(cuda.addon.cudaAlive().waits - before).toBe(1);
+  });
+
   test('dispose during a call: it ends as if nothing had happened', async () => {
     const options = build(SMALL);
     const promise = cuda.device.decode(options);
@@ -164,7 +171,7 @@ describe('when it fails', () => {
         ++failures;
         expect(error.code).toBe('OUT_OF_MEMORY');
         expect(error.message).toMatch(
-          /^Not enough memory on the device: asked for \d+ [KM]iB, \d+ MiB of 1024 MiB are free$/,
+          /^Not enough (memory on the device: asked for \d+ [KM]iB, \d+ MiB of 1024 MiB are free|host memory can be pinned .*)$/,
         );
       }
       cuda.addon.steerCuda({});
@@ -182,6 +189,14 @@ describe('when it fails', () => {
       code: 'LAUNCH_FAILED',
     });
     expectClose(await cuda.device.decode(options), referenceDecode(options));
+  });
+
+  test('between copies and launch: what was being copied is kept until the copies are over', async () => {
+    cuda.addon.steerCuda({ failLaunch: 1 });
+    expect(await failure(() => cuda.device.decodeSync(build(SMALL)))).toMatchObject({ code: 'LAUNCH_FAILED' });
+    cuda.device.dispose();
+    await collectGarbage();
+    expect(cuda.addon.cudaAlive()).toMatchObject({ pinned: 0, faults: 0 });
   });
 
   test('for good: every later call says so, and a device opened afterwards works where CUDA allows it', async () => {

@@ -228,6 +228,107 @@ describe('streams', () => {
     expect([...(await stream.download(a)).data]).toEqual([9, 9, 9]);
   });
 
+  describe('uploads go through pinned memory', () => {
+    const MIB = 2 ** 20;
+    const count = () => cuda.addon.cudaAlive();
+
+    /** Distinct numbers in this many bytes, where they are to go, and what is to be found there. */
+    function numbered(bytes: number, first = 0): { source: Tensor; target: DeviceTensor; expected: Float32Array } {
+      const source = cuda.library.tensor(new Float32Array(bytes / 4), [bytes / 4]);
+      for (let i = 0; i < bytes / 4; ++i) source.data[i] = first + i;
+      return {
+        source,
+        target: keep(cuda.device.alloc(source.shape)),
+        expected: Float32Array.from(source.data as Float32Array),
+      };
+    }
+    async function expectThere({ target, expected }: ReturnType<typeof numbered>): Promise<void> {
+      const { data } = await stream.download(target);
+      expect(Buffer.compare(Buffer.from(data.buffer), Buffer.from(expected.buffer))).toBe(0);
+    }
+
+    test('large ones in parts, and their sources may change at once', async () => {
+      const uploads = [numbered(4), numbered(2.5 * MIB, 7), numbered(20), numbered(MIB, 1)];
+      for (const { source, target } of uploads) {
+        stream.upload(source, target);
+        source.data.fill(Number.NaN);
+      }
+      for (const upload of uploads) await expectThere(upload);
+    });
+
+    test('and wait for the oldest of it, once 8 MiB are in use', async () => {
+      const [first, second, third] = [0, 1, 2].map((i) => numbered(4 * MIB, i));
+      const before = count();
+      stream.upload(first.source, first.target);
+      stream.upload(second.source, second.target);
+      expect(count()).toMatchObject({ waits: before.waits, pinned: before.pinned + 8 });
+      stream.upload(third.source, third.target);
+      expect(count()).toMatchObject({ waits: before.waits + 4, pinned: before.pinned + 8 });
+      for (const upload of [first, second, third]) await expectThere(upload);
+    });
+
+    test('of a fixed size, without a wait, while the device keeps up', async () => {
+      const one = numbered(200_000);
+      const up = (): void => {
+        stream.copy(one.target, one.target); // what a wait would be for
+        const { waits } = count();
+        stream.upload(one.source, one.target);
+        expect(count().waits).toBe(waits);
+      };
+      for (let step = 0; step < 8; ++step) {
+        up();
+        await stream.finish();
+      }
+      const before = count();
+      for (let step = 0; step < 40; ++step) {
+        up();
+        await stream.finish();
+      }
+      expect(count()).toMatchObject({ pinned: before.pinned, events: before.events });
+      await expectThere(one);
+    });
+
+    test('of which there may be too little: the first cannot go up, later ones wait', async () => {
+      const [first, second] = [numbered(MIB), numbered(5 * MIB, 9)];
+      cuda.addon.steerCuda({ failPinned: 1 });
+      expect(await failure(() => stream.upload(first.source, first.target))).toEqual({
+        name: 'LeanAttentionError',
+        code: 'OUT_OF_MEMORY',
+        message:
+          'Not enough host memory can be pinned for copies: asked for 1 MiB; free some, or raise the limit of this process or container',
+      });
+      stream.upload(first.source, first.target);
+      const before = count();
+      for (let n = 1; n < 6; ++n) {
+        cuda.addon.steerCuda({ failPinned: n });
+        stream.upload(second.source, second.target);
+        second.source.data.fill(n);
+        await expectThere(second);
+        second.expected.fill(n);
+      }
+      expect(count().waits).toBeGreaterThan(before.waits);
+      await expectThere(first);
+    });
+
+    test('which a stream that is let go keeps until they are over', async () => {
+      const one = numbered(3 * MIB);
+      using other = cuda.device.createStream();
+      other.upload(one.source, one.target);
+      const event = other.record();
+      stream.wait(event);
+      other.dispose();
+      await collectGarbage();
+      await expectThere(one);
+    });
+
+    test('and say that the device is lost', async () => {
+      const [one, call] = [numbered(9 * MIB), place(paged())];
+      cuda.addon.steerCuda({ loseDevice: 1 });
+      stream.decode(call);
+      expect(await failure(() => stream.upload(one.source, one.target))).toMatchObject({ code: 'DEVICE_LOST' });
+    });
+  });
+
   test("the device's own calls come after what was enqueued before them", async () => {
     const [a, b] = [1, 2].map((value) => keep(cuda.device.upload(cuda.library.tensor(Float32Array.of(value), [1]))));
     stream.copy(a, b);
@@ -315,7 +416,7 @@ describe('streams', () => {
     const before = cuda.addon.cudaAlive();
     for (let i = 0; i < 50; ++i) await step();
     await collectGarbage();
-    expect({ ...cuda.addon.cudaAlive(), launches: 0 }).toEqual({ ...before, launches: 0 });
+    expect({ ...cuda.addon.cudaAlive(), launches: 0, waits: 0 }).toEqual({ ...before, launches: 0, waits: 0 });
   });
 
   test('the CPU has none', async () => {

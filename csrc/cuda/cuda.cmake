@@ -55,7 +55,7 @@ else()
   file(GLOB instances CONFIGURE_DEPENDS csrc/cuda/instances/*.cu)
   set_source_files_properties(csrc/cuda/cuda_api.cpp PROPERTIES LANGUAGE CUDA)  # for the toolkit's headers
   add_library(lean_attention_cuda OBJECT csrc/cuda/cuda_api.cpp csrc/cuda/cuda_backend.cpp csrc/cuda/cuda_stream.cpp
-    csrc/cuda/cuda_problems.cpp csrc/cuda/launch.cpp ${instances})
+    csrc/cuda/cuda_problems.cpp csrc/cuda/launch.cpp csrc/cuda/staging.cpp ${instances})
   target_sources(lean_attention_core PRIVATE $<TARGET_OBJECTS:lean_attention_cuda>)
   # The static runtime and no driver library: the addon loads on machines without a driver, and finds no devices there.
   find_package(CUDAToolkit REQUIRED)

@@ -104,8 +104,7 @@ void* allocate_pinned(size_t bytes) {
   const cudaError_t status = cudaMallocHost(&memory, bytes);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    throw Error(ErrorCode::kOutOfMemory,
-                "Not enough host memory can be pinned for a copy of " + std::to_string(bytes) + " bytes");
+    throw Error(ErrorCode::kOutOfMemory, describe_pinned_shortage(bytes));
   }
   check(status, "Pinning host memory");
   return memory;
@@ -145,6 +144,12 @@ void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "
 
 Event create_event() {
   cudaEvent_t event;
+  check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync | cudaEventDisableTiming), "Creating an event");
+  return event;
+}
+
+Event create_timed_event() {
+  cudaEvent_t event;
   check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync), "Creating an event");
   return event;
 }
@@ -155,6 +160,16 @@ void destroy_event(Event event) noexcept {
 
 void record(Event event, Stream stream) {
   check(cudaEventRecord(static_cast<cudaEvent_t>(event), native(stream)), "Recording an event");
+}
+
+bool has_happened(Event event) {
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check(status, "The work on the device");
+  return true;
 }
 
 void wait(Event event) { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "The work on the device"); }

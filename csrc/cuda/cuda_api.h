@@ -33,6 +33,7 @@ struct Problem {
 };
 Problem describe_problem(int driver, int runtime, bool driver_too_old);
 std::string describe_shortage(size_t asked, size_t free, size_t total);
+std::string describe_pinned_shortage(size_t asked);
 
 // How many devices there are; none with the reason in `problem`. Never throws.
 int count_devices(Problem& problem) noexcept;
@@ -56,9 +57,11 @@ Stream create_stream();
 void destroy_stream(Stream stream) noexcept;
 void synchronize(Stream stream);  // reports what went wrong in the work before it
 
-Event create_event();
+Event create_event();        // to wait for
+Event create_timed_event();  // to measure with, too
 void destroy_event(Event event) noexcept;
 void record(Event event, Stream stream);
+bool has_happened(Event event);         // reports what went wrong in the work before it
 void wait(Event event);                 // the calling thread; reports what went wrong in the work before it
 void wait(Stream stream, Event event);  // the stream
 float milliseconds_between(Event start, Event end);  // kInvalidArgument: one of them has not happened yet

@@ -27,4 +27,9 @@ std::string describe_shortage(size_t asked, size_t free, size_t total) {
          readable(total) + " are free";
 }
 
+std::string describe_pinned_shortage(size_t asked) {
+  return "Not enough host memory can be pinned for copies: asked for " + readable(asked) +
+         "; free some, or raise the limit of this process or container";
+}
+
 }  // namespace lean::cuda::api

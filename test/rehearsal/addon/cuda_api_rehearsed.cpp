@@ -7,6 +7,8 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -94,6 +96,7 @@ struct RehearsedStream {
 };
 
 struct RehearsedEvent {
+  bool timed;
   RehearsedStream* stream = nullptr;
   std::shared_ptr<std::atomic<bool>> happened = std::make_shared<std::atomic<bool>>(true);
 };
@@ -110,18 +113,40 @@ void enqueue(Stream stream, std::function<void()> work) {
     opened(stream)->work.push_back(std::move(work));
 }
 
-void drain(RehearsedStream& stream) {
+// All of its work, or until an event has happened and no further.
+void drain(RehearsedStream& stream, const std::atomic<bool>* happened = nullptr) {
   const std::lock_guard lock(machine_mutex());
-  while (!stream.work.empty()) {
+  while (!stream.work.empty() && !(happened && *happened)) {
     const std::function<void()> next = std::move(stream.work.front());
     stream.work.pop_front();
     if (!cuda_control().lost) next();
   }
 }
 
+// The calling thread.
+void wait_for(RehearsedStream& stream, const std::atomic<bool>* happened = nullptr) {
+  const std::lock_guard lock(machine_mutex());
+  if (!stream.work.empty()) ++cuda_control().waits;
+  drain(stream, happened);
+}
+
 rehearsal::DeviceMemory& memory() {
   static rehearsal::DeviceMemory memory;
   return memory;
+}
+
+// By their beginning: how many bytes.
+std::map<const std::byte*, size_t>& pinned_memory() {
+  static std::map<const std::byte*, size_t> blocks;
+  return blocks;
+}
+
+bool is_pinned(const std::byte* first, size_t bytes) {
+  const std::lock_guard lock(machine_mutex());
+  const auto after = pinned_memory().upper_bound(first);
+  if (after == pinned_memory().begin()) return false;
+  const auto& [begin, size] = *std::prev(after);
+  return first + bytes <= begin + size;
 }
 
 thread_local int current = 0;
@@ -182,23 +207,40 @@ void release(void* address) noexcept {
 }
 
 void* allocate_pinned(size_t bytes) {
+  const std::lock_guard lock(machine_mutex());
   check_alive();
-  if (counts_down(cuda_control().fail_allocation))
-    throw Error(ErrorCode::kOutOfMemory,
-                "Not enough host memory can be pinned for a copy of " + std::to_string(bytes) + " bytes");
-  ++cuda_control().live_pinned;
-  return ::operator new(bytes);
+  rehearsal::CudaControl& control = cuda_control();
+  if (counts_down(control.fail_allocation) || counts_down(control.fail_pinned))
+    throw Error(ErrorCode::kOutOfMemory, describe_pinned_shortage(bytes));
+  ++control.live_pinned;
+  void* memory = ::operator new(bytes);
+  rehearsal::poison(memory, bytes);
+  pinned_memory().emplace(static_cast<std::byte*>(memory), bytes);
+  return memory;
 }
 void release_pinned(void* memory) noexcept {
   if (!memory) return;
+  const std::lock_guard lock(machine_mutex());
   --cuda_control().live_pinned;
+  pinned_memory().erase(static_cast<std::byte*>(memory));
   ::operator delete(memory);
 }
 
-// Pinned memory stays in use until the copy runs; other host memory is copied at once, as by the real runtime.
+// Pinned memory is read and written when the copy runs. Other host memory is copied at once; the driver may wait for
+// the stream to do so, which is counted, and does wait for what comes back.
 void copy_to_device(void* target, const void* source, size_t bytes, Stream stream) {
   check_alive();
   const auto* first = static_cast<const std::byte*>(source);
+  if (is_pinned(first, bytes)) {
+    enqueue(stream, [=] {
+      if (is_pinned(first, bytes))
+        memcpy(target, first, bytes);
+      else
+        ++cuda_control().faults;
+    });
+    return;
+  }
+  if (stream && !opened(stream)->work.empty()) ++cuda_control().waits;
   enqueue(stream, [target, copy = std::vector<std::byte>(first, first + bytes)] {
     if (!copy.empty()) memcpy(target, copy.data(), copy.size());
   });
@@ -206,6 +248,7 @@ void copy_to_device(void* target, const void* source, size_t bytes, Stream strea
 void copy_to_host(void* target, const void* source, size_t bytes, Stream stream) {
   check_alive();
   enqueue(stream, [=] { memcpy(target, source, bytes); });
+  if (!is_pinned(static_cast<std::byte*>(target), bytes)) synchronize(stream);
 }
 void copy_on_device(void* target, const void* source, size_t bytes, Stream stream) {
   check_alive();
@@ -234,14 +277,19 @@ void destroy_stream(Stream stream) noexcept {
 }
 void synchronize(Stream stream) {
   check_alive();
-  if (stream) drain(*opened(stream));
+  if (stream) wait_for(*opened(stream));
   check_alive();
 }
 
 Event create_event() {
   check_alive();
   ++cuda_control().live_events;
-  return new RehearsedEvent;
+  return new RehearsedEvent{false};
+}
+Event create_timed_event() {
+  check_alive();
+  ++cuda_control().live_events;
+  return new RehearsedEvent{true};
 }
 void destroy_event(Event event) noexcept {
   if (!event) return;
@@ -255,22 +303,29 @@ void record(Event event, Stream stream) {
   recorded.happened = std::make_shared<std::atomic<bool>>(false);
   enqueue(stream, [happened = recorded.happened] { *happened = true; });
 }
+bool has_happened(Event event) {
+  check_alive();
+  return *static_cast<RehearsedEvent*>(event)->happened;
+}
 void wait(Event event) {
   const auto& awaited = *static_cast<RehearsedEvent*>(event);
-  if (!*awaited.happened) drain(*awaited.stream);
+  if (!*awaited.happened) wait_for(*awaited.stream, awaited.happened.get());
   check_alive();
 }
 void wait(Stream stream, Event event) {
   check_alive();
   const auto& awaited = *static_cast<RehearsedEvent*>(event);
   enqueue(stream, [happened = awaited.happened, other = awaited.stream] {
-    if (!*happened) drain(*other);
+    if (!*happened) drain(*other, happened.get());
   });
 }
 float milliseconds_between(Event start, Event end) {
-  for (const Event event : {start, end})
+  for (const Event event : {start, end}) {
+    if (!static_cast<RehearsedEvent*>(event)->timed)
+      throw Error(ErrorCode::kLaunchFailed, "Timing failed: the event was made without (rehearsed)");
     if (!*static_cast<RehearsedEvent*>(event)->happened)
       throw Error(ErrorCode::kInvalidArgument, "Expected both events to have happened; await finish() first");
+  }
   return 1.0f;  // no timing means anything here
 }
 

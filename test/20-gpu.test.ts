@@ -1,5 +1,6 @@
 // On a GPU: `npm run test:gpu`, where whatever would be skipped is a failure. Elsewhere this says what is missing.
 import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -17,6 +18,13 @@ function bytesInUse(): number | undefined {
   const { stdout } = spawnSync('nvidia-smi', query, { encoding: 'utf8' });
   const mebibytes = new RegExp(`^${process.pid}, (\\d+)$`, 'm').exec(stdout ?? '')?.[1];
   return mebibytes === undefined ? undefined : Number(mebibytes) * 2 ** 20;
+}
+
+/** Where csrc/cuda/cuda.cmake looks for it, too. */
+function findNvcc(): string | undefined {
+  const { CUDA_PATH, CUDA_HOME, PATH = '' } = process.env;
+  const folders = [CUDA_PATH, CUDA_HOME, '/usr/local/cuda'].flatMap((toolkit) => (toolkit ? [`${toolkit}/bin`] : []));
+  return [...folders, ...PATH.split(path.delimiter)].map((folder) => path.join(folder, 'nvcc')).find(existsSync);
 }
 
 if (available) {
@@ -51,8 +59,8 @@ test(
   'test/gpu builds, and its runner finds nothing wrong',
   (context) => {
     if (!available) return skipOrFail(context, reason);
-    const { error } = spawnSync('nvcc', ['--version']);
-    if (error !== undefined) return skipOrFail(context, 'nvcc is not in the PATH, so test/gpu cannot be built');
+    const nvcc = findNvcc();
+    if (nvcc === undefined) return skipOrFail(context, 'nvcc was not found, so test/gpu cannot be built');
     const folder = path.join(root, 'build/gpu');
     const run = (command: string, args: readonly string[]): void => {
       const { status, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 26 });
@@ -61,7 +69,14 @@ test(
     const architecture = devices[0].computeCapability.replace('.', '');
     // 9.0 and 10.x have instructions that only their "a" targets may use.
     const target = /^(90|10\d)$/.test(architecture) ? `${architecture}a` : architecture;
-    run('cmake', ['-S', path.join(root, 'test/gpu'), '-B', folder, `-DCMAKE_CUDA_ARCHITECTURES=${target}-real`]);
+    run('cmake', [
+      '-S',
+      path.join(root, 'test/gpu'),
+      '-B',
+      folder,
+      `-DCMAKE_CUDA_ARCHITECTURES=${target}-real`,
+      `-DCMAKE_CUDA_COMPILER=${nvcc}`,
+    ]);
     run('cmake', ['--build', folder, '--parallel']);
     run(path.join(folder, 'gpu_runner'), []);
   },

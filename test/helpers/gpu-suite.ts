@@ -17,7 +17,7 @@ import { library, referenceDecode } from './library';
 import { toDoubles } from './numbers';
 import { poisoned } from './poison';
 import { random } from './random';
-import { readSharedCase, sharedCases, whyNoSharedCases } from './shared-cases';
+import { readSharedCase, sharedCases } from './shared-cases';
 
 export interface Effort {
   headDims: readonly number[];
@@ -174,17 +174,15 @@ export function gpuSuite(rig: Rig, effort: Effort, timeout: number): void {
       }
     });
 
-    test(
-      "other frameworks' caches",
-      (context) => {
-        if (whyNoSharedCases !== undefined) return skipOrFail(context, whyNoSharedCases);
-        for (const name of sharedCases) {
-          const options = readSharedCase(name);
-          if (options.k.dtype === 'f32' || !effort.headDims.includes(options.k.shape[3])) continue;
-          const reference = referenceDecode(options);
-          for (const strategy of STRATEGIES)
-            expectClose(rig.device.decodeSync({ ...options, strategy }), reference, name);
-        }
+    // Where they are at hand: a clone does not hold them, and a GPU's run is whole without.
+    test.each(sharedCases)(
+      "another framework's cache: %s",
+      (name) => {
+        const options = readSharedCase(name);
+        if (options.k.dtype === 'f32' || !effort.headDims.includes(options.k.shape[3])) return;
+        const reference = referenceDecode(options);
+        for (const strategy of STRATEGIES)
+          expectClose(rig.device.decodeSync({ ...options, strategy }), reference, name);
       },
       timeout,
     );

@@ -225,8 +225,12 @@ export function openDevice(spec: DeviceSpec = 'auto', options: DeviceOptions = {
   let reason = '';
   if (spec === 'auto') {
     const cuda = native().cudaStatus();
-    if (cuda.devices.length > 0)
-      return new Device(native().openCuda(0), 'cuda', ', taken because a CUDA device was found');
+    const usable = cuda.devices.find((device) => device.reason === '');
+    if (usable !== undefined) {
+      const passed = cuda.devices.slice(0, cuda.devices.indexOf(usable)).map((device) => `; not ${device.reason}`);
+      const why = `, taken because a CUDA device was found${passed.join('')}`;
+      return new Device(native().openCuda(usable.index), 'cuda', why);
+    }
     reason = `, taken because no CUDA device can be used: ${cuda.reason}`;
   }
   const available = native().cpuInstructionSets() as InstructionSet[];

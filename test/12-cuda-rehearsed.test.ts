@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import type { CudaProblem, DecodeOptions, LaunchOptions } from 'lean-attention';
 import { describe, expect, test } from 'vitest';
 import { build, type Case } from './helpers/cases';
+import { inProcess } from './helpers/cli';
 import { expectClose, expectSameBits } from './helpers/compare';
 import { referenceDecode } from './helpers/library';
 import { rehearsalFolder } from './helpers/rehearsal-build';
@@ -152,6 +153,45 @@ describe('which device', () => {
     expect(auto.type).toBe('cpu');
     expect(auto.description).toContain('taken because no CUDA device can be used');
     expect(cuda.library.installation().cuda.available).toBe(false);
+  });
+});
+
+describe('a GPU that this build has no kernels for', () => {
+  const why = "Rehearsed GPU has compute capability 7.5, the kernels need 8.0 or newer; use the device 'cpu'";
+
+  test('is named, and never falls back', async () => {
+    cuda.addon.steerCuda({ capability: 75 });
+    expect(await failure(() => cuda.library.openDevice('cuda'))).toEqual({
+      name: 'LeanAttentionError',
+      code: 'CUDA_UNAVAILABLE',
+      message: `CUDA device 0 cannot be used: ${why}`,
+    });
+    expect(() => cuda.library.openDevice('cuda')).toThrow(expect.objectContaining({ reason: 'no-kernels' }));
+    cuda.addon.steerCuda({ capability: 69 });
+    expect((await failure(() => cuda.library.openDevice('cuda'))).message).toContain('compute capability 6.9');
+  });
+
+  test("'auto' takes the next, or the CPU, and says why; doctor shows it", async () => {
+    cuda.addon.steerCuda({ capability: 75 });
+    using next = cuda.library.openDevice('auto');
+    expect(next.description).toMatch(
+      /^cuda:1 .*, taken because a CUDA device was found; not Rehearsed GPU has .* 7\.5,/,
+    );
+    expect(cuda.library.installation().cuda).toMatchObject({
+      available: true,
+      devices: [{ reason: why }, { reason: '' }],
+    });
+    const both = await inProcess(['doctor']);
+    expect(both.exitCode).toBe(0);
+    expect(both.out).toContain(`✗ cuda:0          ${why}`);
+    expect(both.out).toContain('✓ cuda:1          Rehearsed GPU, compute capability 9.0, 1 GiB');
+
+    cuda.addon.steerCuda({ capability: 75, devices: 1 });
+    using cpu = cuda.library.openDevice('auto');
+    expect(cpu.type).toBe('cpu');
+    expect(cpu.description).toContain(`taken because no CUDA device can be used: ${why}`);
+    expect(cuda.library.installation().cuda).toMatchObject({ available: false, reason: why });
+    expect((await inProcess(['doctor'])).out).toContain('--device cuda ends with exit code 3');
   });
 });
 

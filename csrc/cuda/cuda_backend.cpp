@@ -12,6 +12,7 @@
 #include "../runtime/check.h"
 #include "../runtime/error.h"
 #include "../runtime/thread_pool.h"
+#include "architectures.h"
 #include "cuda_api.h"
 #include "cuda_stream.h"
 #include "launch.h"
@@ -251,10 +252,16 @@ CudaStatus cuda_status() {
   const int count = api::count_devices(problem);
   status.reason = problem.sentence;
   status.problem = problem.reason;
+  bool usable = false;
   for (int index = 0; index < count; ++index) {
     const api::DeviceInfo info = api::device_info(index);
     status.devices.push_back({index, info.name, std::to_string(info.major) + "." + std::to_string(info.minor),
-                              info.memory_bytes, info.l2_bytes});
+                              info.memory_bytes, info.l2_bytes, why_no_kernels(info)});
+    usable = usable || status.devices.back().reason.empty();
+  }
+  if (count > 0 && !usable) {
+    status.reason = status.devices[0].reason;
+    status.problem = "no-kernels";
   }
   return status;
 }
@@ -267,6 +274,10 @@ std::shared_ptr<Backend> open_cuda(int index) {
     throw Error(ErrorCode::kCudaUnavailable, "No CUDA device " + std::to_string(index) + ": this machine has " +
                                                  std::to_string(status.devices.size()))
         .because("no-such-device");
+  const std::string& reason = status.devices[static_cast<size_t>(index)].reason;
+  if (!reason.empty())
+    throw Error(ErrorCode::kCudaUnavailable, "CUDA device " + std::to_string(index) + " cannot be used: " + reason)
+        .because("no-kernels");
   return std::make_shared<CudaBackend>(index);
 }
 

@@ -12,6 +12,8 @@ export interface Steering {
   /** 0 present, 1 missing, 2 too old, 3 without a device */
   driver?: 0 | 1 | 2 | 3;
   devices?: number;
+  /** Compute capability of the first device, 75 for 7.5; the others have 9.0. */
+  capability?: number;
   /** The n-th allocation from now on fails, of the device's memory or of pinned memory. */
   failAllocation?: number;
   failPinned?: number;

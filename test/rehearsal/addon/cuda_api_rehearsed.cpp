@@ -179,7 +179,10 @@ int count_devices(Problem& problem) noexcept {
   return 0;
 }
 
-DeviceInfo device_info(int) { return {"Rehearsed GPU", 9, 0, kProcessors, kMemoryBytes, 1 << 20, 227 * 1024}; }
+DeviceInfo device_info(int device) {
+  const int capability = device == 0 ? cuda_control().capability : 90;
+  return {"Rehearsed GPU", capability / 10, capability % 10, kProcessors, kMemoryBytes, 1 << 20, 227 * 1024};
+}
 
 void use_device(int device) { current = device; }
 int current_device() { return current; }

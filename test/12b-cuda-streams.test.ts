@@ -16,7 +16,7 @@ beforeEach(() => {
   stream = cuda.device.createStream();
 });
 afterEach(() => {
-  for (const thing of placed) thing.dispose();
+  for (const thing of placed.reverse()) thing.dispose();
   placed = [];
   stream.dispose();
 });
@@ -27,17 +27,17 @@ function keep<T extends { dispose(): void }>(thing: T): T {
 }
 
 /** A case whose tensors, lengths and pages lie on the device; outputs hold NaN. */
-function place(options: DecodeOptions): StreamDecodeOptions {
+function place(options: DecodeOptions, device = cuda.device): StreamDecodeOptions {
   const { q, k, v, contextLengths, pageTable, layout } = options;
   const { out, lse } = poisonedOutputs(cuda.library, options);
-  const up = (source: Tensor | Int32Array): DeviceTensor => keep(cuda.device.upload(source));
-  const table = keep(cuda.device.alloc([q.shape[0], (pageTable as Int32Array).length / q.shape[0]], { dtype: 'i32' }));
+  const up = (source: Tensor | Int32Array): DeviceTensor => keep(device.upload(source));
+  const table = keep(device.alloc([q.shape[0], (pageTable as Int32Array).length / q.shape[0]], { dtype: 'i32' }));
   return {
     q: up(q),
     k: up(k),
     v: up(v),
     contextLengths: up(Int32Array.from(contextLengths as Int32Array)),
-    pageTable: cuda.device.upload(pageTable as Int32Array, table),
+    pageTable: device.upload(pageTable as Int32Array, table),
     out: up(out),
     lse: up(lse),
     ...(layout && { layout }),
@@ -366,6 +366,28 @@ describe('streams', () => {
     expect(await failure(() => promise)).toMatchObject({ code: 'BUFFER_DETACHED' });
   });
 
+  test('of two devices at once', async () => {
+    const devices = ['cuda:1', 'cuda:0'].map((name) => keep(cuda.library.openDevice(name as 'cuda:1')));
+    const streams = devices.map((device) => keep(device.createStream()));
+    const options = paged();
+    const expected = cuda.device.decodeSync(options);
+    const calls = devices.map((device) => place(options, device));
+    const graphs = streams.map((one, i) => one.capture(() => one.decode(calls[i])));
+    for (let round = 0; round < 3; ++round) {
+      for (const [i, one] of streams.entries()) {
+        one.upload(poisonedOutputs(cuda.library, options).out, calls[i].out);
+        if (round % 2 === 0) one.decode(calls[i]);
+        else one.launch(graphs[i]);
+        streams[1 - i].wait(one.record());
+      }
+      const outs = await Promise.all(streams.map((one, i) => one.download(calls[i].out)));
+      for (const out of outs) expectSameBits({ out, lse: expected.lse }, expected, `round ${round}`);
+    }
+    for (const [i, device] of devices.entries()) {
+      expectSameBits(await device.decode({ ...options, k: calls[i].k }), expected, device.name);
+    }
+  });
+
   test('a plain read leaves everything as it is, in a graph too', async () => {
     const source = cuda.library.tensor(Float32Array.of(1, 2, 3, 4, 5), [5]);
     const up = keep(cuda.device.upload(source));
@@ -407,7 +429,7 @@ describe('streams', () => {
 
   test('memory stays flat over many steps, whatever their shapes', async () => {
     const cases = [paged(), paged({ contexts: [5], numKvHeads: 1 }), paged({ contexts: [200, 3], headDim: 128 })];
-    const calls = cases.map(place);
+    const calls = cases.map((options) => place(options));
     const step = async (): Promise<void> => {
       for (const call of calls) stream.decode(call);
       await stream.finish();
@@ -532,6 +554,20 @@ describe('graphs', () => {
     expect((await failure(() => stream.capture(() => void stream.record()))).message).toContain('got record()');
     stream.decode(there);
     expectSameBits(await result(there), cuda.device.decodeSync(options), '');
+  });
+
+  test('a capture may be the first to use a kernel', async () => {
+    cuda.addon.steerCuda({ unloadKernels: 1 });
+    using fresh = cuda.device.createStream();
+    using cache = keep(cuda.device.createKvCache({ layers: 1, numKvHeads: 1, headDim: 64, tokens: 64 }));
+    const table = keep(cache.createTable({ rows: 1 }));
+    const rows = keep(cuda.device.alloc([1, 1, 64], { dtype: 'f16' }));
+    const graph = fresh.capture(() => {
+      fresh.read(rows);
+      fresh.write({ table, layer: 0, k: rows, v: rows });
+    });
+    fresh.launch(graph);
+    await fresh.finish();
   });
 
   test('belongs to its stream', () => {

@@ -13,6 +13,7 @@
 
 #include "../runtime/error.h"
 #include "../runtime/thread_pool.h"
+#include "instances.h"
 #include "launch.h"
 #include "owned.h"
 #include "staging.h"
@@ -80,6 +81,8 @@ class CudaStream final : public Stream {
         thread_(1) {
     status_.reserve(2 * sizeof(uint32_t));  // and a word that reads are said to write to
     api::clear(status_.data(), status_.size(), stream_);
+    // A kernel's first use loads its code, and the driver may wait to do so: not in a capture.
+    for (const void* kernel : {tile_map_kernel(), append_kernel(), read_kernel()}) api::kernel_code(kernel);
   }
 
   ~CudaStream() override {

@@ -17,6 +17,8 @@ export interface Steering {
   /** The n-th allocation from now on fails, of the device's memory or of pinned memory. */
   failAllocation?: number;
   failPinned?: number;
+  /** But for decode's, no kernel has been used yet. */
+  unloadKernels?: 1;
   failLaunch?: number;
   loseDevice?: number;
 }

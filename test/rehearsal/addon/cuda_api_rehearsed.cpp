@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -90,12 +91,14 @@ std::recursive_mutex& machine_mutex() {
 using Work = std::vector<std::function<void()>>;
 
 struct RehearsedStream {
+  int device;
   std::deque<std::function<void()>> work;
   bool capturing = false;
   Work captured;
 };
 
 struct RehearsedEvent {
+  int device;
   bool timed;
   RehearsedStream* stream = nullptr;
   std::shared_ptr<std::atomic<bool>> happened = std::make_shared<std::atomic<bool>>(true);
@@ -150,6 +153,12 @@ bool is_pinned(const std::byte* first, size_t bytes) {
 }
 
 thread_local int current = 0;
+
+// Kernels whose code is on a device, by (device, kernel).
+std::set<std::pair<int, const void*>>& loaded() {
+  static std::set<std::pair<int, const void*>> kernels;
+  return kernels;
+}
 
 bool counts_down(int64_t& counter) { return counter > 0 && --counter == 0; }
 
@@ -265,8 +274,11 @@ void clear(void* address, size_t bytes, Stream stream) {
 Stream create_stream() {
   check_alive();
   const std::lock_guard lock(machine_mutex());
+  if (std::exchange(cuda_control().unload_kernels, false))
+    for (const void* kernel : {tile_map_kernel(), append_kernel(), page_copy_kernel(), read_kernel()})
+      loaded().erase({current, kernel});
   ++cuda_control().live_streams;
-  return new RehearsedStream;
+  return new RehearsedStream{current, {}, false, {}};
 }
 void destroy_stream(Stream stream) noexcept {
   if (!stream) return;
@@ -287,12 +299,12 @@ void synchronize(Stream stream) {
 Event create_event() {
   check_alive();
   ++cuda_control().live_events;
-  return new RehearsedEvent{false};
+  return new RehearsedEvent{current, false};
 }
 Event create_timed_event() {
   check_alive();
   ++cuda_control().live_events;
-  return new RehearsedEvent{true};
+  return new RehearsedEvent{current, true};
 }
 void destroy_event(Event event) noexcept {
   if (!event) return;
@@ -302,6 +314,8 @@ void destroy_event(Event event) noexcept {
 void record(Event event, Stream stream) {
   check_alive();
   auto& recorded = *static_cast<RehearsedEvent*>(event);
+  if (recorded.device != opened(stream)->device)
+    throw Error(ErrorCode::kLaunchFailed, "Recording an event failed: it is another device's (rehearsed)");
   recorded.stream = opened(stream);
   recorded.happened = std::make_shared<std::atomic<bool>>(false);
   enqueue(stream, [happened = recorded.happened] { *happened = true; });
@@ -351,7 +365,11 @@ void destroy_graph(Graph graph) noexcept {
   delete static_cast<Work*>(graph);
 }
 
-KernelCode kernel_code(const void* kernel) { return {kernel != nullptr, 90}; }
+KernelCode kernel_code(const void* kernel) {
+  const std::lock_guard lock(machine_mutex());
+  loaded().emplace(current, kernel);
+  return {kernel != nullptr, 90};
+}
 int resident_ctas(const void*, int, int shared_bytes) { return 228 * 1024 / (shared_bytes + 1024); }
 
 namespace {
@@ -391,6 +409,14 @@ void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* 
   if (counts_down(control.fail_launch))
     throw Error(ErrorCode::kLaunchFailed,
                 "Launching the kernel failed: too many resources requested for launch (rehearsed)");
+  {
+    const std::lock_guard lock(machine_mutex());
+    if (stream && opened(stream)->device != current)
+      throw Error(ErrorCode::kLaunchFailed, "Launching the kernel failed: the stream is another device's (rehearsed)");
+    // A driver that loads code when it is first used may have to wait for the device to do so.
+    if (loaded().emplace(current, kernel).second && stream && opened(stream)->capturing)
+      throw Error(ErrorCode::kLaunchFailed, "Launching the kernel failed: it is loaded in a capture (rehearsed)");
+  }
   enqueue(stream, [=, body = kernel_body(kernel, params)] {
     rehearsal::Dispatch dispatch;
     dispatch.ctas = rehearsal::Order::kShuffled;

@@ -13,8 +13,8 @@ int64_t field(const Napi::Object& object, const char* name) {
   return object.Has(name) ? object.Get(name).As<Napi::Number>().Int64Value() : 0;
 }
 
-// steerCuda({ driver, devices, capability, failAllocation, failPinned, failLaunch, loseDevice }): what is left out is
-// as on a healthy machine.
+// steerCuda({ driver, devices, capability, failAllocation, failPinned, unloadKernels, failLaunch, loseDevice }): what
+// is left out is as on a healthy machine.
 void steer(const Napi::CallbackInfo& info) {
   const auto options = info[0].As<Napi::Object>();
   CudaControl& control = lean::rehearsal::cuda_control();
@@ -23,6 +23,7 @@ void steer(const Napi::CallbackInfo& info) {
   control.capability = options.Has("capability") ? static_cast<int>(field(options, "capability")) : 90;
   control.fail_allocation = field(options, "failAllocation");
   control.fail_pinned = field(options, "failPinned");
+  control.unload_kernels = field(options, "unloadKernels") != 0;
   control.fail_launch = field(options, "failLaunch");
   control.lose_device = field(options, "loseDevice");
   control.lost = false;

@@ -225,13 +225,17 @@ export function openDevice(spec: DeviceSpec = 'auto', options: DeviceOptions = {
   let reason = '';
   if (spec === 'auto') {
     const cuda = native().cudaStatus();
-    const usable = cuda.devices.find((device) => device.reason === '');
-    if (usable !== undefined) {
-      const passed = cuda.devices.slice(0, cuda.devices.indexOf(usable)).map((device) => `; not ${device.reason}`);
-      const why = `, taken because a CUDA device was found${passed.join('')}`;
-      return new Device(native().openCuda(usable.index), 'cuda', why);
+    const passed: string[] = [];
+    for (const { index, reason } of cuda.devices) {
+      try {
+        const why = ['taken because a CUDA device was found', ...passed].join('; not cuda:');
+        return new Device(native().openCuda(index), 'cuda', `, ${why}`);
+      } catch (error) {
+        if (!(error instanceof LeanAttentionError)) throw error;
+        passed.push(`${index}: ${reason || error.message}`);
+      }
     }
-    reason = `, taken because no CUDA device can be used: ${cuda.reason}`;
+    reason = `, taken because no CUDA device can be used: ${cuda.reason || `cuda:${passed.join('; cuda:')}`}`;
   }
   const available = native().cpuInstructionSets() as InstructionSet[];
   const instructionSet = options.instructionSet;

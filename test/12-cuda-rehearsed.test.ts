@@ -3,7 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { CudaProblem, DecodeOptions, LaunchOptions } from 'lean-attention';
+import type { CudaProblem, DecodeOptions, ErrorCode, LaunchOptions } from 'lean-attention';
 import { describe, expect, test } from 'vitest';
 import { build, type Case } from './helpers/cases';
 import { inProcess } from './helpers/cli';
@@ -175,7 +175,7 @@ describe('a GPU that this build has no kernels for', () => {
     cuda.addon.steerCuda({ capability: 75 });
     using next = cuda.library.openDevice('auto');
     expect(next.description).toMatch(
-      /^cuda:1 .*, taken because a CUDA device was found; not Rehearsed GPU has .* 7\.5,/,
+      /^cuda:1 .*, taken because a CUDA device was found; not cuda:0: Rehearsed GPU has .* 7\.5,/,
     );
     expect(cuda.library.installation().cuda).toMatchObject({
       available: true,
@@ -192,6 +192,28 @@ describe('a GPU that this build has no kernels for', () => {
     expect(cpu.description).toContain(`taken because no CUDA device can be used: ${why}`);
     expect(cuda.library.installation().cuda).toMatchObject({ available: false, reason: why });
     expect((await inProcess(['doctor'])).out).toContain('--device cuda ends with exit code 3');
+  });
+});
+
+describe('a device that does not open', () => {
+  test.each<[number, ErrorCode, CudaProblem | undefined, string]>([
+    [1, 'LAUNCH_FAILED', undefined, ''],
+    [2, 'OUT_OF_MEMORY', undefined, '; the device or the host has too little memory left'],
+    [46, 'CUDA_UNAVAILABLE', 'runtime', '; another process may have the GPU for itself'],
+    [209, 'CUDA_UNAVAILABLE', 'no-kernels', '; build it for this GPU: node scripts/build.cjs'],
+    [700, 'DEVICE_LOST', undefined, '; the device can be used again only by a new process'],
+    [802, 'CUDA_UNAVAILABLE', 'runtime', '; on a machine with NVSwitch, nvidia-fabricmanager must run'],
+  ])('with error %i of the runtime', (failStream, code, reason, advice) => {
+    cuda.addon.steerCuda({ failStream });
+    const message = expect.stringContaining(`Creating a stream failed: rehearsed${advice}`);
+    expect(() => cuda.library.openDevice('cuda')).toThrow(expect.objectContaining({ code, reason, message }));
+    cuda.addon.steerCuda({ failStream });
+    using auto = cuda.library.openDevice('auto'); // the next one works
+    expect(auto.description).toContain('cuda:1 (');
+    expect(auto.description).toContain('; not cuda:0: Creating a stream failed: rehearsed');
+    cuda.addon.steerCuda({ failStream, devices: 1 });
+    using cpu = cuda.library.openDevice('auto');
+    expect(cpu.description).toContain('no CUDA device can be used: cuda:0: Creating a stream failed: rehearsed');
   });
 });
 

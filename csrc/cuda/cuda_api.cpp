@@ -11,36 +11,12 @@ namespace lean::cuda::api {
 
 namespace {
 
-// Faults after which every call on the device fails until the process ends.
-bool is_sticky(cudaError_t status) {
-  switch (status) {
-    case cudaErrorIllegalAddress:
-    case cudaErrorLaunchFailure:
-    case cudaErrorLaunchTimeout:
-    case cudaErrorMisalignedAddress:
-    case cudaErrorIllegalInstruction:
-    case cudaErrorInvalidAddressSpace:
-    case cudaErrorInvalidPc:
-    case cudaErrorHardwareStackError:
-    case cudaErrorECCUncorrectable:
-    case cudaErrorAssert:
-      return true;
-    default:
-      return false;
-  }
-}
-
 void check(cudaError_t status, const char* what, std::source_location where = std::source_location::current()) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // an error that is not sticky must not be met again by the next call
-  const std::string text =
-      std::string(what) + " failed: " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")";
-  if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver || status == cudaErrorInvalidDevice ||
-      status == cudaErrorNoKernelImageForDevice)
-    throw Error(ErrorCode::kCudaUnavailable, text, where);
-  if (is_sticky(status))
-    throw Error(ErrorCode::kDeviceLost, text + "; the device can be used again only by a new process", where);
-  throw Error(ErrorCode::kLaunchFailed, text, where);
+  throw error_of(static_cast<int>(status),
+                 std::string(what) + " failed: " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")",
+                 where);
 }
 
 cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }

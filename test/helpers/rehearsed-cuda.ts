@@ -20,6 +20,8 @@ export interface Steering {
   /** But for decode's, no kernel has been used yet. */
   unloadKernels?: 1;
   failLaunch?: number;
+  /** Making the next stream fails with this number of cudaError_t. */
+  failStream?: number;
   loseDevice?: number;
 }
 

@@ -164,9 +164,7 @@ bool counts_down(int64_t& counter) { return counter > 0 && --counter == 0; }
 
 void check_alive() {
   if (cuda_control().lost)
-    throw Error(ErrorCode::kDeviceLost,
-                "The work on the device failed: an illegal memory access was encountered "
-                "(rehearsed); the device can be used again only by a new process");
+    throw error_of(700, "The work on the device failed: an illegal memory access was encountered (rehearsed)");
 }
 
 }  // namespace
@@ -274,6 +272,8 @@ void clear(void* address, size_t bytes, Stream stream) {
 Stream create_stream() {
   check_alive();
   const std::lock_guard lock(machine_mutex());
+  if (const int number = std::exchange(cuda_control().fail_stream, 0))
+    throw error_of(number, "Creating a stream failed: rehearsed");
   if (std::exchange(cuda_control().unload_kernels, false))
     for (const void* kernel : {tile_map_kernel(), append_kernel(), page_copy_kernel(), read_kernel()})
       loaded().erase({current, kernel});

@@ -16,6 +16,7 @@ struct CudaControl {
   int64_t fail_allocation = 0;  // the n-th allocation from now on fails for want of memory; 0: none
   int64_t fail_pinned = 0;      // the same of pinned memory alone
   int64_t fail_launch = 0;      // the n-th launch from now on is refused
+  int fail_stream = 0;          // making the next stream fails with this number of cudaError_t
   int64_t lose_device = 0;      // at the n-th launch from now on the device is lost, until this control is set again
   bool lost = false;
 

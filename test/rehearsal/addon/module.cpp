@@ -13,7 +13,8 @@ int64_t field(const Napi::Object& object, const char* name) {
   return object.Has(name) ? object.Get(name).As<Napi::Number>().Int64Value() : 0;
 }
 
-// steerCuda({ driver, devices, capability, failAllocation, failPinned, unloadKernels, failLaunch, loseDevice }): what
+// steerCuda({ driver, devices, capability, failAllocation, failPinned, unloadKernels, failLaunch, failStream,
+// loseDevice }): what
 // is left out is as on a healthy machine.
 void steer(const Napi::CallbackInfo& info) {
   const auto options = info[0].As<Napi::Object>();
@@ -25,6 +26,7 @@ void steer(const Napi::CallbackInfo& info) {
   control.fail_pinned = field(options, "failPinned");
   control.unload_kernels = field(options, "unloadKernels") != 0;
   control.fail_launch = field(options, "failLaunch");
+  control.fail_stream = static_cast<int>(field(options, "failStream"));
   control.lose_device = field(options, "loseDevice");
   control.lost = false;
 }

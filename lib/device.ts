@@ -1,5 +1,6 @@
 // Devices: what computes.
 /// <reference lib="esnext.disposable" preserve="true" />
+import { freemem, totalmem } from 'node:os';
 import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers, viewsOf } from './decode';
 import { prepareCacheCall } from './decode-cache';
 import { LeanAttentionError } from './errors';
@@ -123,6 +124,12 @@ export class Device {
   /** Cuts a batch into work without running it; the plan can then run it any number of times. */
   plan(options: PlanOptions): Plan {
     return new Plan(options, this.#open, { decode: this.#decode, decodeSync: this.#decodeSync });
+  }
+
+  /** The device's memory, for all that use it together: what a cache can be given. On the CPU device, the machine's. */
+  memory(): { freeBytes: number; totalBytes: number } {
+    const device = this.#open();
+    return this.type === 'cuda' ? device.memoryInfo() : { freeBytes: freemem(), totalBytes: totalmem() };
   }
 
   /** Memory of the device for a tensor, of zeros. On the CPU device it is memory outside of JavaScript's heap. */

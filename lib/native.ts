@@ -194,6 +194,7 @@ export interface NativeDevice {
   download(source: NativeView, target: ArrayBufferView): void;
   createStream(): NativeStream;
   createKvCache(shape: NativeKvCacheShape): NativeKvCache;
+  memoryInfo(): { freeBytes: number; totalBytes: number };
   timeRead(buffers: readonly ArrayBufferView[]): number;
   close(): void;
 }

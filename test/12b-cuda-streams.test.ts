@@ -70,6 +70,17 @@ describe.each(['cuda', 'cpu'] as const)('memory of the device %s', (spec) => {
     expect(keep(device.alloc([0, 4])).bytes).toBe(0);
   });
 
+  test('how much there is', () => {
+    const device = opened();
+    const { freeBytes, totalBytes } = device.memory();
+    expect(freeBytes).toBeGreaterThan(0);
+    expect(totalBytes).toBeGreaterThanOrEqual(freeBytes);
+    if (spec === 'cpu') return;
+    expect(totalBytes).toBe(2 ** 30);
+    keep(device.alloc([1 << 20]));
+    expect(device.memory()).toEqual({ freeBytes: freeBytes - (4 << 20), totalBytes });
+  });
+
   test('a part of the first axis, in the same memory', async () => {
     const device = opened();
     const whole = keep(device.upload(half([1, 2, 3, 4, 5, 6], [3, 2])));

@@ -8,7 +8,10 @@ const rig: Rig = {
   get device() {
     return cuda.device;
   },
-  bytesInUse: () => cuda.addon.cudaAlive().bytes,
+  bytesInUse() {
+    const { freeBytes, totalBytes } = cuda.device.memory();
+    return totalBytes - freeBytes;
+  },
 };
 
 gpuSuite(

@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { Device } from 'lean-attention';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { gpuSuite, type Rig, skipOrFail } from './helpers/gpu-suite';
 import { installation, openDevice } from './helpers/library';
@@ -12,12 +13,13 @@ const MINUTE = 60_000;
 const K = 1024;
 const { available, reason, devices } = installation().cuda;
 
-/** Of this process alone, so that others on the GPU do not matter; undefined where the driver does not tell. */
-function bytesInUse(): number | undefined {
+/** Of this process alone, so that others on the GPU do not matter; of all where the driver does not tell, as in a container. */
+function bytesInUse(device: Device): number {
   const query = ['--query-compute-apps=pid,used_memory', '--format=csv,noheader,nounits'];
   const { stdout } = spawnSync('nvidia-smi', query, { encoding: 'utf8' });
   const mebibytes = new RegExp(`^${process.pid}, (\\d+)$`, 'm').exec(stdout ?? '')?.[1];
-  return mebibytes === undefined ? undefined : Number(mebibytes) * 2 ** 20;
+  const { freeBytes, totalBytes } = device.memory();
+  return mebibytes === undefined ? totalBytes - freeBytes : Number(mebibytes) * 2 ** 20;
 }
 
 /** Where csrc/cuda/cuda.cmake looks for it, too. */
@@ -28,7 +30,7 @@ function findNvcc(): string | undefined {
 }
 
 if (available) {
-  const rig = { bytesInUse } as Rig;
+  const rig = { bytesInUse: () => bytesInUse(rig.device) } as Rig;
   beforeAll(() => {
     rig.device = openDevice('cuda');
   });

@@ -58,6 +58,8 @@ int current_device() {
   return device;
 }
 
+void memory_info(size_t& free, size_t& total) { check(cudaMemGetInfo(&free, &total), "Reading the device's memory"); }
+
 void* allocate(size_t bytes) {
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, bytes);

@@ -46,6 +46,7 @@ DeviceInfo device_info(int device);
 void use_device(int device);  // for the calling thread
 int current_device();
 
+void memory_info(size_t& free, size_t& total);  // of the current device
 void* allocate(size_t bytes);
 void release(void* memory) noexcept;
 void* allocate_pinned(size_t bytes);  // host memory that the device copies from and to while the host goes on

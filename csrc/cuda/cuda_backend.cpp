@@ -52,6 +52,12 @@ class CudaBackend final : public Backend {
     return launch_of(plan, rows).describe();
   }
 
+  MemoryInfo memory_info() const override {
+    api::use_device(device_);
+    MemoryInfo info{};
+    api::memory_info(info.free, info.total);
+    return info;
+  }
   std::shared_ptr<void> allocate(size_t bytes) override {
     std::shared_ptr<void> memory = allocate_shared(device_, bytes);
     api::clear(memory.get(), bytes, nullptr);

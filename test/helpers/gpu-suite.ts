@@ -36,8 +36,8 @@ export interface Effort {
 
 export interface Rig {
   device: Device;
-  /** Bytes of the device's memory in use; undefined where nobody knows. */
-  bytesInUse(): number | undefined;
+  /** Bytes of the device's memory in use. */
+  bytesInUse(): number;
 }
 
 /** Where every skip must be a failure, it is one. */
@@ -271,7 +271,7 @@ export function gpuSuite(rig: Rig, effort: Effort, timeout: number): void {
         await run(Math.ceil(effort.decodes / 10));
         const [bytes, host] = [rig.bytesInUse(), process.memoryUsage().rss];
         await run(effort.decodes);
-        expect((rig.bytesInUse() ?? 0) - (bytes ?? 0)).toBeLessThanOrEqual(effort.slackBytes);
+        expect(rig.bytesInUse() - bytes).toBeLessThanOrEqual(effort.slackBytes);
         expect(process.memoryUsage().rss - host).toBeLessThan(64 * 2 ** 20);
         for (const [i, one] of placed.entries()) {
           expectSameBits(await one.result(stream), rig.device.decodeSync(cases[i]), `case ${i}`);

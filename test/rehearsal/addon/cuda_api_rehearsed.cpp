@@ -194,6 +194,12 @@ DeviceInfo device_info(int device) {
 void use_device(int device) { current = device; }
 int current_device() { return current; }
 
+void memory_info(size_t& free, size_t& total) {
+  check_alive();
+  total = kMemoryBytes;
+  free = kMemoryBytes - static_cast<size_t>(cuda_control().live_bytes.load());
+}
+
 void* allocate(size_t bytes) {
   const std::lock_guard lock(machine_mutex());
   check_alive();

@@ -153,6 +153,9 @@ describe('which device', () => {
     expect(auto.type).toBe('cpu');
     expect(auto.description).toContain('taken because no CUDA device can be used');
     expect(cuda.library.installation().cuda.available).toBe(false);
+    const doctor = await inProcess(['doctor']);
+    expect(doctor.exitCode).toBe(0);
+    expect(doctor.out).toMatch(new RegExp(`✗ CUDA +${cuda.library.installation().cuda.reason}\n`));
   });
 });
 
@@ -274,17 +277,24 @@ describe('when it fails', () => {
   });
 });
 
-test('worker threads use it at once', () => {
+test('worker threads use it at once, on streams of their own, another device too', () => {
   const script = `
     const { Worker, isMainThread } = require('node:worker_threads');
     const { openDevice, tensor } = require('lean-attention');
     const half = (shape) => tensor(new Uint16Array(shape.reduce((a, b) => a * b)).fill(0x3800), shape, { dtype: 'f16' });
-    const device = openDevice('cuda');
+    const device = openDevice(isMainThread ? 'cuda' : 'cuda:1');
+    const stream = device.createStream();
+    const [q, k, v] = [half([1, 2, 64]), half([1, 100, 1, 64]), half([1, 100, 1, 64])];
+    const [out, lse] = [device.alloc(q.shape, { dtype: 'f16' }), device.alloc([1, 2])];
+    const lengths = device.upload(Int32Array.of(100));
+    const there = { q: device.upload(q), k: device.upload(k), v: device.upload(v), contextLengths: lengths, out, lse };
     (async () => {
       if (isMainThread) new Worker(__filename), new Worker(__filename);
       for (let i = 0; i < 5; ++i) {
-        const { out } = await device.decode({ q: half([1, 2, 64]), k: half([1, 100, 1, 64]), v: half([1, 100, 1, 64]) });
-        if (!out.data.every((value) => value === 0x3800)) throw new Error('wrong result');
+        stream.upload(q, there.q);
+        stream.decode(there);
+        for (const result of [await stream.download(out), (await device.decode({ q, k, v })).out])
+          if (!result.data.every((value) => value === 0x3800)) throw new Error('wrong result');
       }
       console.log('done');
     })();`;

@@ -209,6 +209,22 @@ describe('streams', () => {
     expectSameBits(await result(there as StreamDecodeOptions), cuda.device.decodeSync({ ...options, workers: 5 }), '');
   });
 
+  test('its workspace takes what the plan says, and no more for a smaller call', () => {
+    using fresh = cuda.device.createStream();
+    const used = () => cuda.addon.cudaAlive().bytes;
+    const options = paged({ contexts: [130, 40, 77] });
+    const there = place(options);
+    const plan = cuda.device.plan({
+      ...{ numQueryHeads: 8, numKvHeads: 2, headDim: 64 },
+      contextLengths: options.contextLengths as Int32Array,
+    });
+    const before = used();
+    fresh.decode(there);
+    expect(used() - before).toBe(plan.workspaceBytes);
+    fresh.decode({ ...there, workers: 2 });
+    expect(used() - before).toBe(plan.workspaceBytes);
+  });
+
   test('memory that is let go after the call is kept until the work is over', async () => {
     const options = paged();
     const there = place(options);

@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import type { Device } from 'lean-attention';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { gpuSuite, type Rig, skipOrFail } from './helpers/gpu-suite';
+import { kvCacheSuite } from './helpers/gpu-suite-kv';
 import { installation, openDevice } from './helpers/library';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -51,6 +52,7 @@ if (available) {
       },
       10 * MINUTE,
     );
+    kvCacheSuite(rig);
   });
 } else {
   test('a CUDA device', (context) => skipOrFail(context, reason));

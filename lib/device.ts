@@ -159,7 +159,8 @@ export class Device {
 
   /**
    * A tensor over memory of this device that somebody else owns, such as PyTorch's `data_ptr()`. It must hold the whole
-   * shape and stay alive while work uses it: neither can be checked.
+   * shape and stay alive while work uses it, and what another library enqueued to write it must be over: its streams and
+   * these do not wait for each other. None of it can be checked.
    */
   wrap(pointer: bigint, shape: readonly number[], options: DeviceTensorOptions = {}): DeviceTensor {
     if (typeof pointer !== 'bigint') {

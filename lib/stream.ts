@@ -168,7 +168,7 @@ export class Stream {
     this.#open().launch(graphOf(graph));
   }
 
-  /** Lets the stream go; what is enqueued still runs. Idempotent. */
+  /** Lets the stream go once what is enqueued has run, and waits for what nobody has awaited. Idempotent. */
   dispose(): void {
     this.#native?.close();
     this.#native = undefined;

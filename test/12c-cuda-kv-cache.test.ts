@@ -52,6 +52,22 @@ describe('steps in a stream', () => {
     expect(await pagesOf(other)).toEqual(pages);
   });
 
+  test('a table is brought up to date without a wait for the steps before it', async () => {
+    using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
+    using stream = cuda.device.createStream();
+    using table = cache.createTable({ rows: 1, maxContext: 64 });
+    using rows = cuda.device.alloc([1, 2, 64], { dtype: 'f16' });
+    const sequence = cache.createSequence();
+    const { waits } = cuda.addon.cudaAlive();
+    for (let step = 0; step < 20; ++step) {
+      cache.append([sequence]);
+      table.update(stream, [sequence]);
+      stream.write({ table, layer: 0, k: rows, v: rows });
+    }
+    expect(cuda.addon.cudaAlive().waits).toBe(waits);
+    await stream.finish();
+  });
+
   test('layers are the same tensors until the cache is disposed', () => {
     const cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
     const { k } = cache.layer(1);

@@ -1,5 +1,6 @@
 // Devices: what computes.
 /// <reference lib="esnext.disposable" preserve="true" />
+import { freemem, totalmem } from 'node:os';
 import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers, viewsOf } from './decode';
 import { prepareCacheCall } from './decode-cache';
 import { LeanAttentionError } from './errors';
@@ -125,6 +126,12 @@ export class Device {
     return new Plan(options, this.#open, { decode: this.#decode, decodeSync: this.#decodeSync });
   }
 
+  /** The device's memory, for all that use it together: what a cache can be given. On the CPU device, the machine's. */
+  memory(): { freeBytes: number; totalBytes: number } {
+    const device = this.#open();
+    return this.type === 'cuda' ? device.memoryInfo() : { freeBytes: freemem(), totalBytes: totalmem() };
+  }
+
   /** Memory of the device for a tensor, of zeros. On the CPU device it is memory outside of JavaScript's heap. */
   alloc(shape: readonly number[], options: DeviceTensorOptions = {}): DeviceTensor {
     expectObject('options', options);
@@ -152,7 +159,8 @@ export class Device {
 
   /**
    * A tensor over memory of this device that somebody else owns, such as PyTorch's `data_ptr()`. It must hold the whole
-   * shape and stay alive while work uses it: neither can be checked.
+   * shape and stay alive while work uses it, and what another library enqueued to write it must be over: its streams and
+   * these do not wait for each other. None of it can be checked.
    */
   wrap(pointer: bigint, shape: readonly number[], options: DeviceTensorOptions = {}): DeviceTensor {
     if (typeof pointer !== 'bigint') {
@@ -225,9 +233,17 @@ export function openDevice(spec: DeviceSpec = 'auto', options: DeviceOptions = {
   let reason = '';
   if (spec === 'auto') {
     const cuda = native().cudaStatus();
-    if (cuda.devices.length > 0)
-      return new Device(native().openCuda(0), 'cuda', ', taken because a CUDA device was found');
-    reason = `, taken because no CUDA device can be used: ${cuda.reason}`;
+    const passed: string[] = [];
+    for (const { index, reason } of cuda.devices) {
+      try {
+        const why = ['taken because a CUDA device was found', ...passed].join('; not cuda:');
+        return new Device(native().openCuda(index), 'cuda', `, ${why}`);
+      } catch (error) {
+        if (!(error instanceof LeanAttentionError)) throw error;
+        passed.push(`${index}: ${reason || error.message}`);
+      }
+    }
+    reason = `, taken because no CUDA device can be used: ${cuda.reason || `cuda:${passed.join('; cuda:')}`}`;
   }
   const available = native().cpuInstructionSets() as InstructionSet[];
   const instructionSet = options.instructionSet;

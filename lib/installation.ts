@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { availableParallelism, cpus } from 'node:os';
 import path from 'node:path';
-import { native, nativePath, packageRoot } from './native';
+import { type CudaDeviceInfo, native, nativePath, packageRoot } from './native';
 
 export interface Installation {
   version: string;
@@ -16,10 +16,11 @@ export interface Installation {
   cuda: {
     /** Whether the addon holds CUDA kernels. */
     built: boolean;
+    /** Whether one of the devices can be used. */
     available: boolean;
-    /** Why not, and what to do; empty where available. */
+    /** Why none can be used, and what to do; empty where available. */
     reason: string;
-    devices: { index: number; name: string; computeCapability: string; memoryBytes: number; l2Bytes: number }[];
+    devices: CudaDeviceInfo[];
   };
   addon: { path: string; napiVersion: number; compiler: string; buildType: string };
 }
@@ -35,7 +36,7 @@ export function installation(): Installation {
       cores: availableParallelism(),
       instructionSets: native().cpuInstructionSets(),
     },
-    cuda: { built, available: devices.length > 0, reason, devices },
+    cuda: { built, available: devices.some((device) => device.reason === ''), reason, devices },
     addon: { path: nativePath(), ...native().buildInfo() },
   };
 }

@@ -194,6 +194,7 @@ export interface NativeDevice {
   download(source: NativeView, target: ArrayBufferView): void;
   createStream(): NativeStream;
   createKvCache(shape: NativeKvCacheShape): NativeKvCache;
+  memoryInfo(): { freeBytes: number; totalBytes: number };
   timeRead(buffers: readonly ArrayBufferView[]): number;
   close(): void;
 }
@@ -219,6 +220,16 @@ export interface NativeStream {
   close(): void;
 }
 
+export interface CudaDeviceInfo {
+  index: number;
+  name: string;
+  computeCapability: string;
+  memoryBytes: number;
+  l2Bytes: number;
+  /** Why it cannot be used, and what to do; empty where it can. */
+  reason: string;
+}
+
 export interface Native {
   setErrorClass(errorClass: typeof LeanAttentionError): void;
   openCpu(threads: number, instructionSet: string): NativeDevice;
@@ -228,7 +239,7 @@ export interface Native {
   cudaStatus(): {
     built: boolean;
     reason: string;
-    devices: { index: number; name: string; computeCapability: string; memoryBytes: number; l2Bytes: number }[];
+    devices: CudaDeviceInfo[];
   };
   convert(source: ArrayBufferView, sourceType: number, target: ArrayBufferView, targetType: number): void;
   mergeStates(

@@ -85,8 +85,9 @@ export class Stream {
   }
 
   /**
-   * Enqueues a copy to the device. The source may change as soon as this has returned; the driver may wait for the stream's
-   * earlier work to stage it. Not while capturing.
+   * Enqueues a copy to the device. The source may change as soon as this has returned: it has been copied to pinned memory
+   * of the stream, which is used again once the device has read it. The stream has up to 8 MiB of it; an upload that finds
+   * all of it in use waits for the oldest MiB to be read, and with it for the work before. Not while capturing.
    */
   upload(source: Tensor | Int32Array, target: DeviceTensor): void {
     const { data } = prepareUpload(source, expectDeviceTensor('target', target));
@@ -167,7 +168,7 @@ export class Stream {
     this.#open().launch(graphOf(graph));
   }
 
-  /** Lets the stream go; what is enqueued still runs. Idempotent. */
+  /** Lets the stream go once what is enqueued has run, and waits for what nobody has awaited. Idempotent. */
   dispose(): void {
     this.#native?.close();
     this.#native = undefined;

@@ -1000,6 +1000,7 @@ describe('a device that has been disposed', () => {
     const bodies: (() => unknown)[] = [
       () => gone.decodeSync(right),
       () => gone.plan(rightPlan),
+      () => gone.memory(),
       () => gone.timeRead([]),
       () => plan.decodeSync(right),
       () => plan.update([1, 1]),

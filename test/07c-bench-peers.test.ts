@@ -126,15 +126,56 @@ describe.skipIf(!python)('sdpa.py', () => {
     });
   });
 
+  const evaluate = (code: string, input: unknown): unknown => {
+    const imported = `import json, sys; sys.path.insert(0, ${JSON.stringify(peers)}); import sdpa\n${code}`;
+    const { stdout, stderr } = spawnSync('python3', ['-B', '-c', imported], {
+      input: JSON.stringify(input),
+      encoding: 'utf8',
+    });
+    expect(stderr).toBe('');
+    return JSON.parse(stdout);
+  };
+
+  it('goes on where a shape does not fit, or a graph of several calls is refused', () => {
+    const code = `
+def construct(*_):
+    raise RuntimeError("CUDA out of memory\\nand more")
+class Functional:
+    scaled_dot_product_attention = None
+class Torch:
+    nn = type("nn", (), {"functional": Functional})
+class Graph:
+    replay = staticmethod(lambda: calls.append("graph"))
+calls, notes = [], []
+sdpa.Attention = construct
+shape = json.load(sys.stdin)
+row = sdpa.row_of(Torch, "flash", shape, type("arguments", (), {"pool_gib": 2}), None, notes)
+sdpa.capture = lambda torch, attention, slots: Graph if len(slots) == 1 else None
+sdpa.time_once = lambda torch, flush, work: (work(), 5e-5)[1]
+class Attention:
+    slots = [0] * 12
+    def __call__(self, slot):
+        calls.append(slot)
+times, replayed = sdpa.measure(Torch, Attention(), None, 2)
+print(json.dumps([row, notes, len(times), times[0], replayed, calls]))`;
+    expect(evaluate(code, shape)).toEqual([
+      null,
+      ['pytorch-sdpa-flash, 8/2 x 64 f16, 2 x 1024: left out: CUDA out of memory'],
+      2,
+      5e-5 / 4,
+      false,
+      // Three graphs of one call, then the groups of four in turn, each call by itself.
+      ...[['graph', 'graph', 'graph', ...[0, 1, 2, 0, 1].flatMap((group) => [0, 1, 2, 3].map((i) => 4 * group + i))]],
+    ]);
+  });
+
   it('takes each shape once, and says which it leaves out', () => {
     const rows = [
       ...imaginary.rows,
       { ...imaginary.rows[0], contextLengths: [64, 7] },
       { ...imaginary.rows[0], dtype: 'f32' },
     ];
-    const code = `import json, sys; sys.path.insert(0, ${JSON.stringify(peers)}); import sdpa; print(json.dumps(sdpa.shapes_of(json.load(sys.stdin))))`;
-    const { stdout } = spawnSync('python3', ['-B', '-c', code], { input: JSON.stringify({ rows }), encoding: 'utf8' });
-    expect(JSON.parse(stdout)).toEqual([
+    expect(evaluate('print(json.dumps(sdpa.shapes_of(json.load(sys.stdin))))', { rows })).toEqual([
       [expect.objectContaining({ headDim: 64, contextLengths: [1024, 1024] })],
       ['unequal contexts [7, 64]: it takes no lengths', 'f32 with 1 queries: only f16 and bf16 with one are compared'],
     ]);

@@ -3,13 +3,14 @@
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { CudaProblem, DecodeOptions, LaunchOptions } from 'lean-attention';
+import type { CudaProblem, DecodeOptions, ErrorCode, LaunchOptions } from 'lean-attention';
 import { describe, expect, test } from 'vitest';
 import { build, type Case } from './helpers/cases';
+import { inProcess } from './helpers/cli';
 import { expectClose, expectSameBits } from './helpers/compare';
 import { referenceDecode } from './helpers/library';
 import { rehearsalFolder } from './helpers/rehearsal-build';
-import { addonPath, failure, poisonedOutputs, SMALL, useRehearsedCuda } from './helpers/rehearsed-cuda';
+import { addonPath, collectGarbage, failure, poisonedOutputs, SMALL, useRehearsedCuda } from './helpers/rehearsed-cuda';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const cuda = useRehearsedCuda();
@@ -88,6 +89,13 @@ describe('decode on the CUDA device', () => {
     for (const [index, result] of results.entries()) expectClose(result, referenceDecode(calls[index]));
   });
 
+  test('waits once, for all that it copies', () => {
+    const options = build({ ...SMALL, pageTokens: 16 });
+    const before = cuda.addon.cudaAlive().waits;
+    cuda.device.decodeSync(options);
+    expect(cuda.addon.cudaAlive().waits - before).toBe(1);
+  });
+
   test('dispose during a call: it ends as if nothing had happened', async () => {
     const options = build(SMALL);
     const promise = cuda.device.decode(options);
@@ -145,6 +153,70 @@ describe('which device', () => {
     expect(auto.type).toBe('cpu');
     expect(auto.description).toContain('taken because no CUDA device can be used');
     expect(cuda.library.installation().cuda.available).toBe(false);
+    const doctor = await inProcess(['doctor']);
+    expect(doctor.exitCode).toBe(0);
+    expect(doctor.out).toMatch(new RegExp(`✗ CUDA +${cuda.library.installation().cuda.reason}\n`));
+  });
+});
+
+describe('a GPU that this build has no kernels for', () => {
+  const why = "Rehearsed GPU has compute capability 7.5, the kernels need 8.0 or newer; use the device 'cpu'";
+
+  test('is named, and never falls back', async () => {
+    cuda.addon.steerCuda({ capability: 75 });
+    expect(await failure(() => cuda.library.openDevice('cuda'))).toEqual({
+      name: 'LeanAttentionError',
+      code: 'CUDA_UNAVAILABLE',
+      message: `CUDA device 0 cannot be used: ${why}`,
+    });
+    expect(() => cuda.library.openDevice('cuda')).toThrow(expect.objectContaining({ reason: 'no-kernels' }));
+    cuda.addon.steerCuda({ capability: 69 });
+    expect((await failure(() => cuda.library.openDevice('cuda'))).message).toContain('compute capability 6.9');
+  });
+
+  test("'auto' takes the next, or the CPU, and says why; doctor shows it", async () => {
+    cuda.addon.steerCuda({ capability: 75 });
+    using next = cuda.library.openDevice('auto');
+    expect(next.description).toMatch(
+      /^cuda:1 .*, taken because a CUDA device was found; not cuda:0: Rehearsed GPU has .* 7\.5,/,
+    );
+    expect(cuda.library.installation().cuda).toMatchObject({
+      available: true,
+      devices: [{ reason: why }, { reason: '' }],
+    });
+    const both = await inProcess(['doctor']);
+    expect(both.exitCode).toBe(0);
+    expect(both.out).toContain(`✗ cuda:0          ${why}`);
+    expect(both.out).toContain('✓ cuda:1          Rehearsed GPU, compute capability 9.0, 1 GiB');
+
+    cuda.addon.steerCuda({ capability: 75, devices: 1 });
+    using cpu = cuda.library.openDevice('auto');
+    expect(cpu.type).toBe('cpu');
+    expect(cpu.description).toContain(`taken because no CUDA device can be used: ${why}`);
+    expect(cuda.library.installation().cuda).toMatchObject({ available: false, reason: why });
+    expect((await inProcess(['doctor'])).out).toContain('--device cuda ends with exit code 3');
+  });
+});
+
+describe('a device that does not open', () => {
+  test.each<[number, ErrorCode, CudaProblem | undefined, string]>([
+    [1, 'LAUNCH_FAILED', undefined, ''],
+    [2, 'OUT_OF_MEMORY', undefined, '; the device or the host has too little memory left'],
+    [46, 'CUDA_UNAVAILABLE', 'runtime', '; another process may have the GPU for itself'],
+    [209, 'CUDA_UNAVAILABLE', 'no-kernels', '; build it for this GPU: node scripts/build.cjs'],
+    [700, 'DEVICE_LOST', undefined, '; the device can be used again only by a new process'],
+    [802, 'CUDA_UNAVAILABLE', 'runtime', '; on a machine with NVSwitch, nvidia-fabricmanager must run'],
+  ])('with error %i of the runtime', (failStream, code, reason, advice) => {
+    cuda.addon.steerCuda({ failStream });
+    const message = expect.stringContaining(`Creating a stream failed: rehearsed${advice}`);
+    expect(() => cuda.library.openDevice('cuda')).toThrow(expect.objectContaining({ code, reason, message }));
+    cuda.addon.steerCuda({ failStream });
+    using auto = cuda.library.openDevice('auto'); // the next one works
+    expect(auto.description).toContain('cuda:1 (');
+    expect(auto.description).toContain('; not cuda:0: Creating a stream failed: rehearsed');
+    cuda.addon.steerCuda({ failStream, devices: 1 });
+    using cpu = cuda.library.openDevice('auto');
+    expect(cpu.description).toContain('no CUDA device can be used: cuda:0: Creating a stream failed: rehearsed');
   });
 });
 
@@ -164,7 +236,7 @@ describe('when it fails', () => {
         ++failures;
         expect(error.code).toBe('OUT_OF_MEMORY');
         expect(error.message).toMatch(
-          /^Not enough memory on the device: asked for \d+ [KM]iB, \d+ MiB of 1024 MiB are free$/,
+          /^Not enough (memory on the device: asked for \d+ [KM]iB, \d+ MiB of 1024 MiB are free|host memory can be pinned .*)$/,
         );
       }
       cuda.addon.steerCuda({});
@@ -184,6 +256,14 @@ describe('when it fails', () => {
     expectClose(await cuda.device.decode(options), referenceDecode(options));
   });
 
+  test('between copies and launch: what was being copied is kept until the copies are over', async () => {
+    cuda.addon.steerCuda({ failLaunch: 1 });
+    expect(await failure(() => cuda.device.decodeSync(build(SMALL)))).toMatchObject({ code: 'LAUNCH_FAILED' });
+    cuda.device.dispose();
+    await collectGarbage();
+    expect(cuda.addon.cudaAlive()).toMatchObject({ pinned: 0, faults: 0 });
+  });
+
   test('for good: every later call says so, and a device opened afterwards works where CUDA allows it', async () => {
     const options = build(SMALL);
     cuda.addon.steerCuda({ loseDevice: 1 });
@@ -197,17 +277,24 @@ describe('when it fails', () => {
   });
 });
 
-test('worker threads use it at once', () => {
+test('worker threads use it at once, on streams of their own, another device too', () => {
   const script = `
     const { Worker, isMainThread } = require('node:worker_threads');
     const { openDevice, tensor } = require('lean-attention');
     const half = (shape) => tensor(new Uint16Array(shape.reduce((a, b) => a * b)).fill(0x3800), shape, { dtype: 'f16' });
-    const device = openDevice('cuda');
+    const device = openDevice(isMainThread ? 'cuda' : 'cuda:1');
+    const stream = device.createStream();
+    const [q, k, v] = [half([1, 2, 64]), half([1, 100, 1, 64]), half([1, 100, 1, 64])];
+    const [out, lse] = [device.alloc(q.shape, { dtype: 'f16' }), device.alloc([1, 2])];
+    const lengths = device.upload(Int32Array.of(100));
+    const there = { q: device.upload(q), k: device.upload(k), v: device.upload(v), contextLengths: lengths, out, lse };
     (async () => {
       if (isMainThread) new Worker(__filename), new Worker(__filename);
       for (let i = 0; i < 5; ++i) {
-        const { out } = await device.decode({ q: half([1, 2, 64]), k: half([1, 100, 1, 64]), v: half([1, 100, 1, 64]) });
-        if (!out.data.every((value) => value === 0x3800)) throw new Error('wrong result');
+        stream.upload(q, there.q);
+        stream.decode(there);
+        for (const result of [await stream.download(out), (await device.decode({ q, k, v })).out])
+          if (!result.data.every((value) => value === 0x3800)) throw new Error('wrong result');
       }
       console.log('done');
     })();`;

@@ -16,7 +16,7 @@ beforeEach(() => {
   stream = cuda.device.createStream();
 });
 afterEach(() => {
-  for (const thing of placed) thing.dispose();
+  for (const thing of placed.reverse()) thing.dispose();
   placed = [];
   stream.dispose();
 });
@@ -27,17 +27,17 @@ function keep<T extends { dispose(): void }>(thing: T): T {
 }
 
 /** A case whose tensors, lengths and pages lie on the device; outputs hold NaN. */
-function place(options: DecodeOptions): StreamDecodeOptions {
+function place(options: DecodeOptions, device = cuda.device): StreamDecodeOptions {
   const { q, k, v, contextLengths, pageTable, layout } = options;
   const { out, lse } = poisonedOutputs(cuda.library, options);
-  const up = (source: Tensor | Int32Array): DeviceTensor => keep(cuda.device.upload(source));
-  const table = keep(cuda.device.alloc([q.shape[0], (pageTable as Int32Array).length / q.shape[0]], { dtype: 'i32' }));
+  const up = (source: Tensor | Int32Array): DeviceTensor => keep(device.upload(source));
+  const table = keep(device.alloc([q.shape[0], (pageTable as Int32Array).length / q.shape[0]], { dtype: 'i32' }));
   return {
     q: up(q),
     k: up(k),
     v: up(v),
     contextLengths: up(Int32Array.from(contextLengths as Int32Array)),
-    pageTable: cuda.device.upload(pageTable as Int32Array, table),
+    pageTable: device.upload(pageTable as Int32Array, table),
     out: up(out),
     lse: up(lse),
     ...(layout && { layout }),
@@ -68,6 +68,17 @@ describe.each(['cuda', 'cpu'] as const)('memory of the device %s', (spec) => {
     expect([...device.download(floats).data]).toEqual([1.5, -2]);
     expect(keep(device.upload(Int32Array.of(1, 2))).dtype).toBe('i32');
     expect(keep(device.alloc([0, 4])).bytes).toBe(0);
+  });
+
+  test('how much there is', () => {
+    const device = opened();
+    const { freeBytes, totalBytes } = device.memory();
+    expect(freeBytes).toBeGreaterThan(0);
+    expect(totalBytes).toBeGreaterThanOrEqual(freeBytes);
+    if (spec === 'cpu') return;
+    expect(totalBytes).toBe(2 ** 30);
+    keep(device.alloc([1 << 20]));
+    expect(device.memory()).toEqual({ freeBytes: freeBytes - (4 << 20), totalBytes });
   });
 
   test('a part of the first axis, in the same memory', async () => {
@@ -198,6 +209,22 @@ describe('streams', () => {
     expectSameBits(await result(there as StreamDecodeOptions), cuda.device.decodeSync({ ...options, workers: 5 }), '');
   });
 
+  test('its workspace takes what the plan says, and no more for a smaller call', () => {
+    using fresh = cuda.device.createStream();
+    const used = () => cuda.addon.cudaAlive().bytes;
+    const options = paged({ contexts: [130, 40, 77] });
+    const there = place(options);
+    const plan = cuda.device.plan({
+      ...{ numQueryHeads: 8, numKvHeads: 2, headDim: 64 },
+      contextLengths: options.contextLengths as Int32Array,
+    });
+    const before = used();
+    fresh.decode(there);
+    expect(used() - before).toBe(plan.workspaceBytes);
+    fresh.decode({ ...there, workers: 2 });
+    expect(used() - before).toBe(plan.workspaceBytes);
+  });
+
   test('memory that is let go after the call is kept until the work is over', async () => {
     const options = paged();
     const there = place(options);
@@ -226,6 +253,107 @@ describe('streams', () => {
     stream.upload(source, a);
     expect([...(await stream.download(b)).data]).toEqual([1, 2, 3]);
     expect([...(await stream.download(a)).data]).toEqual([9, 9, 9]);
+  });
+
+  describe('uploads go through pinned memory', () => {
+    const MIB = 2 ** 20;
+    const count = () => cuda.addon.cudaAlive();
+
+    /** Distinct numbers in this many bytes, where they are to go, and what is to be found there. */
+    function numbered(bytes: number, first = 0): { source: Tensor; target: DeviceTensor; expected: Float32Array } {
+      const source = cuda.library.tensor(new Float32Array(bytes / 4), [bytes / 4]);
+      for (let i = 0; i < bytes / 4; ++i) source.data[i] = first + i;
+      return {
+        source,
+        target: keep(cuda.device.alloc(source.shape)),
+        expected: Float32Array.from(source.data as Float32Array),
+      };
+    }
+    async function expectThere({ target, expected }: ReturnType<typeof numbered>): Promise<void> {
+      const { data } = await stream.download(target);
+      expect(Buffer.compare(Buffer.from(data.buffer), Buffer.from(expected.buffer))).toBe(0);
+    }
+
+    test('large ones in parts, and their sources may change at once', async () => {
+      const uploads = [numbered(4), numbered(2.5 * MIB, 7), numbered(20), numbered(MIB, 1)];
+      for (const { source, target } of uploads) {
+        stream.upload(source, target);
+        source.data.fill(Number.NaN);
+      }
+      for (const upload of uploads) await expectThere(upload);
+    });
+
+    test('and wait for the oldest of it, once 8 MiB are in use', async () => {
+      const [first, second, third] = [0, 1, 2].map((i) => numbered(4 * MIB, i));
+      const before = count();
+      stream.upload(first.source, first.target);
+      stream.upload(second.source, second.target);
+      expect(count()).toMatchObject({ waits: before.waits, pinned: before.pinned + 8 });
+      stream.upload(third.source, third.target);
+      expect(count()).toMatchObject({ waits: before.waits + 4, pinned: before.pinned + 8 });
+      for (const upload of [first, second, third]) await expectThere(upload);
+    });
+
+    test('of a fixed size, without a wait, while the device keeps up', async () => {
+      const one = numbered(200_000);
+      const up = (): void => {
+        stream.copy(one.target, one.target); // what a wait would be for
+        const { waits } = count();
+        stream.upload(one.source, one.target);
+        expect(count().waits).toBe(waits);
+      };
+      for (let step = 0; step < 8; ++step) {
+        up();
+        await stream.finish();
+      }
+      const before = count();
+      for (let step = 0; step < 40; ++step) {
+        up();
+        await stream.finish();
+      }
+      expect(count()).toMatchObject({ pinned: before.pinned, events: before.events });
+      await expectThere(one);
+    });
+
+    test('of which there may be too little: the first cannot go up, later ones wait', async () => {
+      const [first, second] = [numbered(MIB), numbered(5 * MIB, 9)];
+      cuda.addon.steerCuda({ failPinned: 1 });
+      expect(await failure(() => stream.upload(first.source, first.target))).toEqual({
+        name: 'LeanAttentionError',
+        code: 'OUT_OF_MEMORY',
+        message:
+          'Not enough host memory can be pinned for copies: asked for 1 MiB; free some, or raise the limit of this process or container',
+      });
+      stream.upload(first.source, first.target);
+      const before = count();
+      for (let n = 1; n < 6; ++n) {
+        cuda.addon.steerCuda({ failPinned: n });
+        stream.upload(second.source, second.target);
+        second.source.data.fill(n);
+        await expectThere(second);
+        second.expected.fill(n);
+      }
+      expect(count().waits).toBeGreaterThan(before.waits);
+      await expectThere(first);
+    });
+
+    test('which a stream that is let go keeps until they are over', async () => {
+      const one = numbered(3 * MIB);
+      using other = cuda.device.createStream();
+      other.upload(one.source, one.target);
+      const event = other.record();
+      stream.wait(event);
+      other.dispose();
+      await collectGarbage();
+      await expectThere(one);
+    });
+
+    test('and say that the device is lost', async () => {
+      const [one, call] = [numbered(9 * MIB), place(paged())];
+      cuda.addon.steerCuda({ loseDevice: 1 });
+      stream.decode(call);
+      expect(await failure(() => stream.upload(one.source, one.target))).toMatchObject({ code: 'DEVICE_LOST' });
+    });
   });
 
   test("the device's own calls come after what was enqueued before them", async () => {
@@ -263,6 +391,28 @@ describe('streams', () => {
     const promise = stream.download(up, cuda.library.tensor(data, [4]));
     structuredClone(data.buffer, { transfer: [data.buffer] });
     expect(await failure(() => promise)).toMatchObject({ code: 'BUFFER_DETACHED' });
+  });
+
+  test('of two devices at once', async () => {
+    const devices = ['cuda:1', 'cuda:0'].map((name) => keep(cuda.library.openDevice(name as 'cuda:1')));
+    const streams = devices.map((device) => keep(device.createStream()));
+    const options = paged();
+    const expected = cuda.device.decodeSync(options);
+    const calls = devices.map((device) => place(options, device));
+    const graphs = streams.map((one, i) => one.capture(() => one.decode(calls[i])));
+    for (let round = 0; round < 3; ++round) {
+      for (const [i, one] of streams.entries()) {
+        one.upload(poisonedOutputs(cuda.library, options).out, calls[i].out);
+        if (round % 2 === 0) one.decode(calls[i]);
+        else one.launch(graphs[i]);
+        streams[1 - i].wait(one.record());
+      }
+      const outs = await Promise.all(streams.map((one, i) => one.download(calls[i].out)));
+      for (const out of outs) expectSameBits({ out, lse: expected.lse }, expected, `round ${round}`);
+    }
+    for (const [i, device] of devices.entries()) {
+      expectSameBits(await device.decode({ ...options, k: calls[i].k }), expected, device.name);
+    }
   });
 
   test('a plain read leaves everything as it is, in a graph too', async () => {
@@ -306,7 +456,7 @@ describe('streams', () => {
 
   test('memory stays flat over many steps, whatever their shapes', async () => {
     const cases = [paged(), paged({ contexts: [5], numKvHeads: 1 }), paged({ contexts: [200, 3], headDim: 128 })];
-    const calls = cases.map(place);
+    const calls = cases.map((options) => place(options));
     const step = async (): Promise<void> => {
       for (const call of calls) stream.decode(call);
       await stream.finish();
@@ -315,7 +465,7 @@ describe('streams', () => {
     const before = cuda.addon.cudaAlive();
     for (let i = 0; i < 50; ++i) await step();
     await collectGarbage();
-    expect({ ...cuda.addon.cudaAlive(), launches: 0 }).toEqual({ ...before, launches: 0 });
+    expect({ ...cuda.addon.cudaAlive(), launches: 0, waits: 0 }).toEqual({ ...before, launches: 0, waits: 0 });
   });
 
   test('the CPU has none', async () => {
@@ -431,6 +581,20 @@ describe('graphs', () => {
     expect((await failure(() => stream.capture(() => void stream.record()))).message).toContain('got record()');
     stream.decode(there);
     expectSameBits(await result(there), cuda.device.decodeSync(options), '');
+  });
+
+  test('a capture may be the first to use a kernel', async () => {
+    cuda.addon.steerCuda({ unloadKernels: 1 });
+    using fresh = cuda.device.createStream();
+    using cache = keep(cuda.device.createKvCache({ layers: 1, numKvHeads: 1, headDim: 64, tokens: 64 }));
+    const table = keep(cache.createTable({ rows: 1 }));
+    const rows = keep(cuda.device.alloc([1, 1, 64], { dtype: 'f16' }));
+    const graph = fresh.capture(() => {
+      fresh.read(rows);
+      fresh.write({ table, layer: 0, k: rows, v: rows });
+    });
+    fresh.launch(graph);
+    await fresh.finish();
   });
 
   test('belongs to its stream', () => {

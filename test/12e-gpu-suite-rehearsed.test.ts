@@ -1,6 +1,7 @@
 // The GPU's tests (test/20), shortened, over the rehearsed CUDA runtime: they are known to work before they meet a GPU.
 import { describe, expect, test } from 'vitest';
 import { gpuSuite, type Rig, skipOrFail } from './helpers/gpu-suite';
+import { kvCacheSuite } from './helpers/gpu-suite-kv';
 import { useRehearsedCuda } from './helpers/rehearsed-cuda';
 
 const cuda = useRehearsedCuda();
@@ -8,7 +9,10 @@ const rig: Rig = {
   get device() {
     return cuda.device;
   },
-  bytesInUse: () => cuda.addon.cudaAlive().bytes,
+  bytesInUse() {
+    const { freeBytes, totalBytes } = cuda.device.memory();
+    return totalBytes - freeBytes;
+  },
 };
 
 gpuSuite(
@@ -25,6 +29,8 @@ gpuSuite(
   },
   60_000,
 );
+
+kvCacheSuite(rig);
 
 describe('where a GPU is required', () => {
   test('a skip is a failure', () => {

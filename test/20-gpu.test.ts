@@ -1,9 +1,12 @@
 // On a GPU: `npm run test:gpu`, where whatever would be skipped is a failure. Elsewhere this says what is missing.
 import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { Device } from 'lean-attention';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { gpuSuite, type Rig, skipOrFail } from './helpers/gpu-suite';
+import { kvCacheSuite } from './helpers/gpu-suite-kv';
 import { installation, openDevice } from './helpers/library';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -11,16 +14,24 @@ const MINUTE = 60_000;
 const K = 1024;
 const { available, reason, devices } = installation().cuda;
 
-/** Of this process alone, so that others on the GPU do not matter; undefined where the driver does not tell. */
-function bytesInUse(): number | undefined {
+/** Of this process alone, so that others on the GPU do not matter; of all where the driver does not tell, as in a container. */
+function bytesInUse(device: Device): number {
   const query = ['--query-compute-apps=pid,used_memory', '--format=csv,noheader,nounits'];
   const { stdout } = spawnSync('nvidia-smi', query, { encoding: 'utf8' });
   const mebibytes = new RegExp(`^${process.pid}, (\\d+)$`, 'm').exec(stdout ?? '')?.[1];
-  return mebibytes === undefined ? undefined : Number(mebibytes) * 2 ** 20;
+  const { freeBytes, totalBytes } = device.memory();
+  return mebibytes === undefined ? totalBytes - freeBytes : Number(mebibytes) * 2 ** 20;
+}
+
+/** Where csrc/cuda/cuda.cmake looks for it, too. */
+function findNvcc(): string | undefined {
+  const { CUDA_PATH, CUDA_HOME, PATH = '' } = process.env;
+  const folders = [CUDA_PATH, CUDA_HOME, '/usr/local/cuda'].flatMap((toolkit) => (toolkit ? [`${toolkit}/bin`] : []));
+  return [...folders, ...PATH.split(path.delimiter)].map((folder) => path.join(folder, 'nvcc')).find(existsSync);
 }
 
 if (available) {
-  const rig = { bytesInUse } as Rig;
+  const rig = { bytesInUse: () => bytesInUse(rig.device) } as Rig;
   beforeAll(() => {
     rig.device = openDevice('cuda');
   });
@@ -41,6 +52,7 @@ if (available) {
       },
       10 * MINUTE,
     );
+    kvCacheSuite(rig);
   });
 } else {
   test('a CUDA device', (context) => skipOrFail(context, reason));
@@ -51,8 +63,8 @@ test(
   'test/gpu builds, and its runner finds nothing wrong',
   (context) => {
     if (!available) return skipOrFail(context, reason);
-    const { error } = spawnSync('nvcc', ['--version']);
-    if (error !== undefined) return skipOrFail(context, 'nvcc is not in the PATH, so test/gpu cannot be built');
+    const nvcc = findNvcc();
+    if (nvcc === undefined) return skipOrFail(context, 'nvcc was not found, so test/gpu cannot be built');
     const folder = path.join(root, 'build/gpu');
     const run = (command: string, args: readonly string[]): void => {
       const { status, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 26 });
@@ -61,7 +73,14 @@ test(
     const architecture = devices[0].computeCapability.replace('.', '');
     // 9.0 and 10.x have instructions that only their "a" targets may use.
     const target = /^(90|10\d)$/.test(architecture) ? `${architecture}a` : architecture;
-    run('cmake', ['-S', path.join(root, 'test/gpu'), '-B', folder, `-DCMAKE_CUDA_ARCHITECTURES=${target}-real`]);
+    run('cmake', [
+      '-S',
+      path.join(root, 'test/gpu'),
+      '-B',
+      folder,
+      `-DCMAKE_CUDA_ARCHITECTURES=${target}-real`,
+      `-DCMAKE_CUDA_COMPILER=${nvcc}`,
+    ]);
     run('cmake', ['--build', folder, '--parallel']);
     run(path.join(folder, 'gpu_runner'), []);
   },

@@ -154,8 +154,10 @@ def measure(torch, attention, flush, samples):
     seconds = min(time_once(torch, flush, work) for _ in range(WARM_UP))
     pieces = max(1, min(num_slots, math.ceil(SAMPLE_SECONDS / seconds)))
     groups = [list(range(i * pieces, (i + 1) * pieces)) for i in range(min(4, num_slots // pieces))]
+    graphs = [capture(torch, attention, group) for group in groups] if replayed else [None]
+    replayed = None not in graphs  # larger ones may be refused, for want of memory
     if replayed:
-        works = [capture(torch, attention, group).replay for group in groups]
+        works = [graph.replay for graph in graphs]
     else:
         works = [lambda group=group: [attention(slot) for slot in group] for group in groups]
     times = [time_once(torch, flush, works[i % len(works)]) / pieces for i in range(WARM_UP + samples)]
@@ -164,14 +166,14 @@ def measure(torch, attention, flush, samples):
 
 def row_of(torch, backend, shape, arguments, flush, notes):
     """A row, or None with a note where the backend refuses the shape."""
-    attention = Attention(torch, backend, shape, arguments.pool_gib * 2**30)
     name = f"pytorch-sdpa-{backend}"
     described = f"{name}, {shape['numQueryHeads']}/{shape['numKvHeads']} x {shape['headDim']} {shape['dtype']}, "
     described += f"{shape['batch']} x {shape['contextLengths'][0]}"
     has_gqa = "enable_gqa" in (inspect.getdoc(torch.nn.functional.scaled_dot_product_attention) or "")
-    if attention.gqa and not has_gqa:
-        attention.expand()
     try:
+        attention = Attention(torch, backend, shape, arguments.pool_gib * 2**30)
+        if attention.gqa and not has_gqa:
+            attention.expand()
         try:
             out = attention(0)
         except RuntimeError:
@@ -179,6 +181,7 @@ def row_of(torch, backend, shape, arguments, flush, notes):
                 raise
             attention.expand()
             out = attention(0)
+        torch.cuda.synchronize()
         error = attention.relative_error(out)
         times, replayed = measure(torch, attention, flush, arguments.samples)
     except RuntimeError as refusal:

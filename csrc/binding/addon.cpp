@@ -67,6 +67,7 @@ Napi::Value cuda_status(const Napi::CallbackInfo& info) {
       entry.Set("computeCapability", device.compute_capability);
       entry.Set("memoryBytes", static_cast<double>(device.memory_bytes));
       entry.Set("l2Bytes", static_cast<double>(device.l2_bytes));
+      entry.Set("reason", device.reason);
       devices.Set(devices.Length(), entry);
     }
     Napi::Object result = Napi::Object::New(env);

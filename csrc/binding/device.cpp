@@ -17,8 +17,9 @@ Napi::Function NativeDevice::define(Napi::Env env) {
        InstanceMethod<&NativeDevice::workspace_bytes>("workspaceBytes"),
        InstanceMethod<&NativeDevice::describe_launch>("describeLaunch"),
        InstanceMethod<&NativeDevice::decode>("decode"), InstanceMethod<&NativeDevice::decode_async>("decodeAsync"),
-       InstanceMethod<&NativeDevice::allocate>("allocate"), InstanceMethod<&NativeDevice::wrap>("wrap"),
-       InstanceMethod<&NativeDevice::upload>("upload"), InstanceMethod<&NativeDevice::download>("download"),
+       InstanceMethod<&NativeDevice::memory_info>("memoryInfo"), InstanceMethod<&NativeDevice::allocate>("allocate"),
+       InstanceMethod<&NativeDevice::wrap>("wrap"), InstanceMethod<&NativeDevice::upload>("upload"),
+       InstanceMethod<&NativeDevice::download>("download"),
        InstanceMethod<&NativeDevice::create_stream>("createStream"),
        InstanceMethod<&NativeDevice::create_kv_cache>("createKvCache"),
        InstanceMethod<&NativeDevice::time_read>("timeRead"), InstanceMethod<&NativeDevice::close>("close")});
@@ -91,6 +92,16 @@ Napi::Value NativeDevice::decode_async(const Napi::CallbackInfo& info) {
     auto call = decode_call(info[0].As<Napi::Object>(), backend(), pinned);
     call->cancelled = environment.closing();
     return environment.start(backend_, std::move(pinned), [&](Done done) { backend().submit(call, std::move(done)); });
+  });
+}
+
+Napi::Value NativeDevice::memory_info(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const MemoryInfo memory = backend().memory_info();
+    Napi::Object result = Napi::Object::New(info.Env());
+    result.Set("freeBytes", static_cast<double>(memory.free));
+    result.Set("totalBytes", static_cast<double>(memory.total));
+    return result;
   });
 }
 

@@ -23,6 +23,7 @@ class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
   Napi::Value describe_launch(const Napi::CallbackInfo& info);
   Napi::Value decode(const Napi::CallbackInfo& info);        // blocks
   Napi::Value decode_async(const Napi::CallbackInfo& info);  // a promise of undefined
+  Napi::Value memory_info(const Napi::CallbackInfo& info);   // free, total
   Napi::Value allocate(const Napi::CallbackInfo& info);      // (bytes)
   Napi::Value wrap(const Napi::CallbackInfo& info);          // (pointer, bytes)
   void upload(const Napi::CallbackInfo& info);               // (target, source), blocks

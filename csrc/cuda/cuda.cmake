@@ -1,6 +1,6 @@
 # CUDA: the backend and its kernels where the toolkit is found, one file that stands in for them where it is not.
 #   LEAN_ATTENTION_CUDA           auto (default) or off
-#   LEAN_ATTENTION_CUDA_ARCHS     such as 80-real;90a-real;86-virtual; default: the GPUs found, else sm_80, sm_90a and PTX
+#   LEAN_ATTENTION_CUDA_ARCHS     such as 80-real;90a-real;86-virtual; default: the GPUs found, else sm_80, sm_86, sm_90a and PTX
 set(LEAN_ATTENTION_CUDA auto CACHE STRING "Build the CUDA backend: auto or off")
 set(LEAN_ATTENTION_CUDA_ARCHS "" CACHE STRING "Architectures to build the CUDA kernels for")
 
@@ -20,7 +20,8 @@ if(why)
 else()
   set(archs ${LEAN_ATTENTION_CUDA_ARCHS})
   if(NOT archs)
-    # PTX of sm_86 holds the variant that every later GPU can run.
+    # PTX of sm_86 holds the variant that every later GPU can run. Its machine code is for sm_86 and sm_89: they would be
+    # given that of sm_80, which wants more shared memory than they have.
     find_program(LEAN_ATTENTION_NVIDIA_SMI nvidia-smi)
     if(LEAN_ATTENTION_NVIDIA_SMI)
       execute_process(COMMAND ${LEAN_ATTENTION_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
@@ -36,7 +37,7 @@ else()
       list(REMOVE_DUPLICATES archs)
     endif()
     if(NOT archs)
-      set(archs 80-real 90a-real 86-virtual)
+      set(archs 80-real 86 90a-real)
     endif()
   endif()
   message(STATUS "CUDA: ${LEAN_ATTENTION_NVCC} for ${archs}")
@@ -54,8 +55,11 @@ else()
   set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
   file(GLOB instances CONFIGURE_DEPENDS csrc/cuda/instances/*.cu)
   set_source_files_properties(csrc/cuda/cuda_api.cpp PROPERTIES LANGUAGE CUDA)  # for the toolkit's headers
-  add_library(lean_attention_cuda OBJECT csrc/cuda/cuda_api.cpp csrc/cuda/cuda_backend.cpp csrc/cuda/cuda_stream.cpp
-    csrc/cuda/cuda_problems.cpp csrc/cuda/launch.cpp ${instances})
+  list(JOIN archs " " targets)
+  set_source_files_properties(csrc/cuda/architectures.cpp PROPERTIES
+    COMPILE_DEFINITIONS "LEAN_ATTENTION_ARCHITECTURES=\"${targets}\"")
+  add_library(lean_attention_cuda OBJECT csrc/cuda/architectures.cpp csrc/cuda/cuda_api.cpp csrc/cuda/cuda_backend.cpp csrc/cuda/cuda_stream.cpp
+    csrc/cuda/cuda_problems.cpp csrc/cuda/launch.cpp csrc/cuda/staging.cpp ${instances})
   target_sources(lean_attention_core PRIVATE $<TARGET_OBJECTS:lean_attention_cuda>)
   # The static runtime and no driver library: the addon loads on machines without a driver, and finds no devices there.
   find_package(CUDAToolkit REQUIRED)

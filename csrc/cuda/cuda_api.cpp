@@ -11,36 +11,12 @@ namespace lean::cuda::api {
 
 namespace {
 
-// Faults after which every call on the device fails until the process ends.
-bool is_sticky(cudaError_t status) {
-  switch (status) {
-    case cudaErrorIllegalAddress:
-    case cudaErrorLaunchFailure:
-    case cudaErrorLaunchTimeout:
-    case cudaErrorMisalignedAddress:
-    case cudaErrorIllegalInstruction:
-    case cudaErrorInvalidAddressSpace:
-    case cudaErrorInvalidPc:
-    case cudaErrorHardwareStackError:
-    case cudaErrorECCUncorrectable:
-    case cudaErrorAssert:
-      return true;
-    default:
-      return false;
-  }
-}
-
 void check(cudaError_t status, const char* what, std::source_location where = std::source_location::current()) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // an error that is not sticky must not be met again by the next call
-  const std::string text =
-      std::string(what) + " failed: " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")";
-  if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver || status == cudaErrorInvalidDevice ||
-      status == cudaErrorNoKernelImageForDevice)
-    throw Error(ErrorCode::kCudaUnavailable, text, where);
-  if (is_sticky(status))
-    throw Error(ErrorCode::kDeviceLost, text + "; the device can be used again only by a new process", where);
-  throw Error(ErrorCode::kLaunchFailed, text, where);
+  throw error_of(static_cast<int>(status),
+                 std::string(what) + " failed: " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")",
+                 where);
 }
 
 cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
@@ -82,6 +58,8 @@ int current_device() {
   return device;
 }
 
+void memory_info(size_t& free, size_t& total) { check(cudaMemGetInfo(&free, &total), "Reading the device's memory"); }
+
 void* allocate(size_t bytes) {
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, bytes);
@@ -104,8 +82,7 @@ void* allocate_pinned(size_t bytes) {
   const cudaError_t status = cudaMallocHost(&memory, bytes);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    throw Error(ErrorCode::kOutOfMemory,
-                "Not enough host memory can be pinned for a copy of " + std::to_string(bytes) + " bytes");
+    throw Error(ErrorCode::kOutOfMemory, describe_pinned_shortage(bytes));
   }
   check(status, "Pinning host memory");
   return memory;
@@ -145,6 +122,12 @@ void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "
 
 Event create_event() {
   cudaEvent_t event;
+  check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync | cudaEventDisableTiming), "Creating an event");
+  return event;
+}
+
+Event create_timed_event() {
+  cudaEvent_t event;
   check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync), "Creating an event");
   return event;
 }
@@ -155,6 +138,16 @@ void destroy_event(Event event) noexcept {
 
 void record(Event event, Stream stream) {
   check(cudaEventRecord(static_cast<cudaEvent_t>(event), native(stream)), "Recording an event");
+}
+
+bool has_happened(Event event) {
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check(status, "The work on the device");
+  return true;
 }
 
 void wait(Event event) { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "The work on the device"); }

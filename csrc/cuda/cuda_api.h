@@ -9,7 +9,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <source_location>
 #include <string>
+
+#include "../runtime/error.h"
 
 namespace lean::cuda::api {
 
@@ -33,6 +36,9 @@ struct Problem {
 };
 Problem describe_problem(int driver, int runtime, bool driver_too_old);
 std::string describe_shortage(size_t asked, size_t free, size_t total);
+std::string describe_pinned_shortage(size_t asked);
+// What one of the runtime's error numbers means to a caller, with advice; `text` says what failed, and how.
+Error error_of(int number, const std::string& text, std::source_location where = std::source_location::current());
 
 // How many devices there are; none with the reason in `problem`. Never throws.
 int count_devices(Problem& problem) noexcept;
@@ -40,6 +46,7 @@ DeviceInfo device_info(int device);
 void use_device(int device);  // for the calling thread
 int current_device();
 
+void memory_info(size_t& free, size_t& total);  // of the current device
 void* allocate(size_t bytes);
 void release(void* memory) noexcept;
 void* allocate_pinned(size_t bytes);  // host memory that the device copies from and to while the host goes on
@@ -56,9 +63,11 @@ Stream create_stream();
 void destroy_stream(Stream stream) noexcept;
 void synchronize(Stream stream);  // reports what went wrong in the work before it
 
-Event create_event();
+Event create_event();        // to wait for
+Event create_timed_event();  // to measure with, too
 void destroy_event(Event event) noexcept;
 void record(Event event, Stream stream);
+bool has_happened(Event event);         // reports what went wrong in the work before it
 void wait(Event event);                 // the calling thread; reports what went wrong in the work before it
 void wait(Stream stream, Event event);  // the stream
 float milliseconds_between(Event start, Event end);  // kInvalidArgument: one of them has not happened yet

@@ -1,20 +1,23 @@
-// The CUDA backend's own calls: tensors that lie in host memory are staged on the device, the rest is used where it is,
-// and the outputs are copied back. Calls run one after the other on a stream of the backend's own; asynchronous ones on
-// a thread of its own, so that neither JavaScript nor libuv's pool ever waits for a GPU. What a server does step by
-// step goes over streams (cuda_stream.cpp), where nothing is staged. A call here comes after all that streams had
-// enqueued.
+// The CUDA backend's own calls: tensors that lie in host memory are staged on the device, through pinned memory, the
+// rest is used where it is, and the outputs are copied back, with one wait for all of them. Calls run one after the
+// other on a stream of the backend's own; asynchronous ones on a thread of its own, so that neither JavaScript nor
+// libuv's pool ever waits for a GPU. What a server does step by step goes over streams (cuda_stream.cpp), where nothing
+// is staged. A call here comes after all that streams had enqueued.
 #include "cuda_backend.h"
 
+#include <cstring>
 #include <mutex>
 #include <utility>
 
 #include "../runtime/check.h"
 #include "../runtime/error.h"
 #include "../runtime/thread_pool.h"
+#include "architectures.h"
 #include "cuda_api.h"
 #include "cuda_stream.h"
 #include "launch.h"
 #include "owned.h"
+#include "staging.h"
 
 namespace lean::cuda {
 
@@ -49,6 +52,12 @@ class CudaBackend final : public Backend {
     return launch_of(plan, rows).describe();
   }
 
+  MemoryInfo memory_info() const override {
+    api::use_device(device_);
+    MemoryInfo info{};
+    api::memory_info(info.free, info.total);
+    return info;
+  }
   std::shared_ptr<void> allocate(size_t bytes) override {
     std::shared_ptr<void> memory = allocate_shared(device_, bytes);
     api::clear(memory.get(), bytes, nullptr);
@@ -102,8 +111,12 @@ class CudaBackend final : public Backend {
       params.q_out = stage(out_, host.q_out, bytes.q_out);  // gaps between its rows come back as they were
     }
     launch_append(params, stream_);
-    if (host.q) api::copy_to_host(host.q_out, params.q_out, bytes.q_out, stream_);
+    if (host.q) {
+      results_.reserve(bytes.q_out);
+      api::copy_to_host(results_.data(), params.q_out, bytes.q_out, stream_);
+    }
     api::synchronize(stream_);
+    if (host.q) memcpy(host.q_out, results_.data(), bytes.q_out);
   }
 
   void copy_pages(const PageCopyParams& params) override {
@@ -125,7 +138,7 @@ class CudaBackend final : public Backend {
       at += buffer.size();
     }
     out_.reserve(sizeof(float));
-    const OwnEvent start(api::create_event()), end(api::create_event());
+    const OwnEvent start(api::create_timed_event()), end(api::create_timed_event());
     api::record(start, stream_);
     launch_read(k_.data(), total, out_.data(), info_.num_processors, stream_);
     api::record(end, stream_);
@@ -176,7 +189,7 @@ class CudaBackend final : public Backend {
 
   void* stage(DeviceBuffer& buffer, const void* source, size_t bytes) {
     buffer.reserve(bytes);
-    if (bytes > 0) api::copy_to_device(buffer.data(), source, bytes, stream_);
+    staging_.upload(buffer.data(), source, bytes);
     return buffer.data();
   }
 
@@ -197,6 +210,8 @@ class CudaBackend final : public Backend {
             : nullptr;
     out_.reserve(bytes.out);
     lse_.reserve(bytes.lse);
+    constexpr size_t kHeader = 16;  // for the status word
+    results_.reserve(kHeader + bytes.out + bytes.lse);
     params.out = out_.data();
     params.lse = static_cast<float*>(lse_.data());
 
@@ -208,11 +223,17 @@ class CudaBackend final : public Backend {
     request.scratch = scratch_.data();
     request.counters = counters_.data();
     launch_decode(request, launch, stream_);
-    uint32_t status = 0;
-    api::copy_to_host(&status, counters_.data(), sizeof status, stream_);
-    api::copy_to_host(host.out, out_.data(), bytes.out, stream_);
-    api::copy_to_host(host.lse, lse_.data(), bytes.lse, stream_);
+    std::byte* const arrived = results_.data();
+    std::byte* const arrived_out = arrived + kHeader;
+    std::byte* const arrived_lse = arrived_out + bytes.out;
+    api::copy_to_host(arrived, counters_.data(), sizeof(uint32_t), stream_);
+    api::copy_to_host(arrived_out, out_.data(), bytes.out, stream_);
+    api::copy_to_host(arrived_lse, lse_.data(), bytes.lse, stream_);
     api::synchronize(stream_);
+    uint32_t status;
+    memcpy(&status, arrived, sizeof status);
+    memcpy(host.out, arrived_out, bytes.out);
+    memcpy(host.lse, arrived_lse, bytes.lse);
     if (status != 0) throw Error(ErrorCode::kBadDeviceData, describe_status(status));
   }
 
@@ -222,8 +243,10 @@ class CudaBackend final : public Backend {
   std::mutex mutex_;  // guards everything below but completion_
   DeviceBuffer q_{device_}, k_{device_}, v_{device_}, out_{device_}, lse_{device_}, lengths_{device_}, pages_{device_},
       scratch_{device_}, counters_{device_};
+  PinnedBuffer results_;
   bool counters_are_clean_ = false;
   const OwnStream stream_;
+  StagingRing staging_{stream_};
   ThreadPool completion_;  // last, so that it ends before what its calls use
 };
 
@@ -235,10 +258,16 @@ CudaStatus cuda_status() {
   const int count = api::count_devices(problem);
   status.reason = problem.sentence;
   status.problem = problem.reason;
+  bool usable = false;
   for (int index = 0; index < count; ++index) {
     const api::DeviceInfo info = api::device_info(index);
     status.devices.push_back({index, info.name, std::to_string(info.major) + "." + std::to_string(info.minor),
-                              info.memory_bytes, info.l2_bytes});
+                              info.memory_bytes, info.l2_bytes, why_no_kernels(info)});
+    usable = usable || status.devices.back().reason.empty();
+  }
+  if (count > 0 && !usable) {
+    status.reason = status.devices[0].reason;
+    status.problem = "no-kernels";
   }
   return status;
 }
@@ -251,6 +280,10 @@ std::shared_ptr<Backend> open_cuda(int index) {
     throw Error(ErrorCode::kCudaUnavailable, "No CUDA device " + std::to_string(index) + ": this machine has " +
                                                  std::to_string(status.devices.size()))
         .because("no-such-device");
+  const std::string& reason = status.devices[static_cast<size_t>(index)].reason;
+  if (!reason.empty())
+    throw Error(ErrorCode::kCudaUnavailable, "CUDA device " + std::to_string(index) + " cannot be used: " + reason)
+        .because("no-kernels");
   return std::make_shared<CudaBackend>(index);
 }
 

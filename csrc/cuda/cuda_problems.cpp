@@ -27,4 +27,53 @@ std::string describe_shortage(size_t asked, size_t free, size_t total) {
          readable(total) + " are free";
 }
 
+std::string describe_pinned_shortage(size_t asked) {
+  return "Not enough host memory can be pinned for copies: asked for " + readable(asked) +
+         "; free some, or raise the limit of this process or container";
+}
+
+// The numbers are cudaError_t's, which keep their meaning from release to release.
+Error error_of(int number, const std::string& text, std::source_location where) {
+  const auto unavailable = [&](const char* reason, const char* advice) {
+    return Error(ErrorCode::kCudaUnavailable, text + advice, where).because(reason);
+  };
+  switch (number) {
+    case 2:  // memory allocation: of a context, stream, event or graph
+      return Error(ErrorCode::kOutOfMemory, text + "; the device or the host has too little memory left", where);
+    case 35:
+      return unavailable("driver-too-old", "; update the driver");
+    case 46:
+      return unavailable("runtime", "; another process may have the GPU for itself (see nvidia-smi -q -d COMPUTE)");
+    case 100:
+    case 101:
+      return unavailable("no-device", "; see nvidia-smi and CUDA_VISIBLE_DEVICES");
+    case 209:  // no kernel image for the device
+    case 222:  // PTX that the driver is too old for
+      return unavailable("no-kernels", "; build it for this GPU: node scripts/build.cjs");
+    case 3:  // initialisation
+      return unavailable("runtime", "; a forked process cannot use CUDA if its parent did");
+    case 802:
+      return unavailable("runtime", "; on a machine with NVSwitch, nvidia-fabricmanager must run");
+    case 803:
+    case 804:
+      return unavailable("runtime", "; the driver's libraries and its kernel module do not fit: restart, or reinstall");
+    case 214:  // an error of the memory that could not be corrected
+    case 220:  // the same of NVLink
+    case 700:  // illegal address
+    case 702:  // timeout
+    case 710:  // assert
+    case 714:  // hardware stack
+    case 715:  // illegal instruction
+    case 716:  // misaligned address
+    case 717:  // address space
+    case 718:  // program counter
+    case 719:  // launch failure
+    case 721:  // a fault that was contained
+    case 999:  // unknown: as when the GPU has gone
+      return Error(ErrorCode::kDeviceLost, text + "; the device can be used again only by a new process", where);
+    default:
+      return Error(ErrorCode::kLaunchFailed, text, where);
+  }
+}
+
 }  // namespace lean::cuda::api

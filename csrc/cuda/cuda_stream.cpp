@@ -1,6 +1,6 @@
 // A CUDA stream with a workspace of its own. Enqueuing does not wait for the device; the stream's own thread does, and
 // calls `done` when an event has happened, so neither JavaScript nor libuv's pool waits for a GPU. Two things may wait
-// all the same: the driver, for the stream, where it has to stage an upload, and for the device, where memory is freed.
+// all the same: an upload, where the device is far behind (staging.h), and the driver, where memory is freed.
 //
 // Who keeps what alive: `held_` collects the memory that enqueued work uses and goes with the next completion; a graph
 // holds what was captured, the workspace of that time included, and is itself held while its launches run.
@@ -13,8 +13,10 @@
 
 #include "../runtime/error.h"
 #include "../runtime/thread_pool.h"
+#include "instances.h"
 #include "launch.h"
 #include "owned.h"
+#include "staging.h"
 
 namespace lean::cuda {
 
@@ -27,7 +29,7 @@ using Held = std::set<Shared, std::owner_less<Shared>>;
 
 class CudaEvent final : public StreamEvent {
  public:
-  CudaEvent() : event_(api::create_event()) {}
+  CudaEvent() : event_(api::create_timed_event()) {}
 
   float milliseconds_since(const StreamEvent& earlier) const override {
     return api::milliseconds_between(static_cast<const CudaEvent&>(earlier).event_, event_);
@@ -79,6 +81,8 @@ class CudaStream final : public Stream {
         thread_(1) {
     status_.reserve(2 * sizeof(uint32_t));  // and a word that reads are said to write to
     api::clear(status_.data(), status_.size(), stream_);
+    // A kernel's first use loads its code, and the driver may wait to do so: not in a capture.
+    for (const void* kernel : {tile_map_kernel(), append_kernel(), read_kernel()}) api::kernel_code(kernel);
   }
 
   ~CudaStream() override {
@@ -120,8 +124,8 @@ class CudaStream final : public Stream {
   void upload(const DeviceView& target, const void* source) override {
     refuse_in_capture("upload");
     api::use_device(device_);
-    api::copy_to_device(target.data, source, target.bytes, stream_);
-    hold(target.owner);
+    hold(target.owner);  // first: of several copies, one may fail when others are enqueued
+    staging_.upload(target.data, source, target.bytes);
   }
 
   void copy(const DeviceView& target, const DeviceView& source) override {
@@ -285,6 +289,7 @@ class CudaStream final : public Stream {
   const OwnStream setup_;
   const OwnEvent joined_;
   const OwnStream stream_;
+  StagingRing staging_{stream_};
   ThreadPool thread_;  // last, so that it ends before what its tasks use
 };
 

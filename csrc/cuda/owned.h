@@ -59,4 +59,22 @@ using OwnStream = Owned<api::Stream, api::destroy_stream>;
 using OwnGraph = Owned<api::Graph, api::destroy_graph>;
 using OwnPinned = Owned<void*, api::release_pinned>;
 
+// Pinned memory that grows to what the largest call needs.
+class PinnedBuffer {
+ public:
+  void reserve(size_t bytes) {
+    if (bytes <= bytes_) return;
+    pinned_.reset();
+    bytes_ = 0;
+    pinned_ = std::make_unique<OwnPinned>(api::allocate_pinned(bytes));
+    bytes_ = bytes;
+  }
+
+  std::byte* data() const { return static_cast<std::byte*>(static_cast<void*>(*pinned_)); }
+
+ private:
+  std::unique_ptr<OwnPinned> pinned_;
+  size_t bytes_ = 0;
+};
+
 }  // namespace lean::cuda

@@ -42,6 +42,12 @@ using Done = std::function<void(std::exception_ptr)>;
 
 class Stream;  // stream.h
 
+// Bytes of a device's memory, for all that use it together.
+struct MemoryInfo {
+  size_t free;
+  size_t total;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -62,6 +68,7 @@ class Backend {
   virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
   virtual void upload(void* target, const void* source, size_t bytes) = 0;
   virtual void download(void* target, const void* source, size_t bytes) = 0;
+  virtual MemoryInfo memory_info() const { throw Error(ErrorCode::kUnsupported, "The host's system knows its memory"); }
   virtual std::shared_ptr<Stream> create_stream() = 0;  // throws Error(kUnsupported) where there are none
 
   virtual void decode(const DecodeCall& call) = 0;                             // blocks until done

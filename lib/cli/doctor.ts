@@ -45,13 +45,13 @@ function describeInstallation(found: Installation, system: { node: string; platf
       'CPU',
       `${cpu.model}, ${plural(cpu.cores, 'core')}\nruns with ${cpu.instructionSets[0]}; usable here: ${cpu.instructionSets.join(', ')}`,
     ],
-    ...cuda.devices.map(({ index, name, computeCapability, memoryBytes }): [boolean, string, string] => [
-      true,
+    ...cuda.devices.map(({ index, name, computeCapability, memoryBytes, reason }): [boolean, string, string] => [
+      reason === '',
       `cuda:${index}`,
-      `${name}, compute capability ${computeCapability}, ${formatBytes(memoryBytes)}`,
+      reason === '' ? `${name}, compute capability ${computeCapability}, ${formatBytes(memoryBytes)}` : reason,
     ]),
   ];
-  if (!cuda.available) lines.push([false, 'CUDA', cuda.reason]);
+  if (cuda.devices.length === 0) lines.push([false, 'CUDA', cuda.reason]);
   const width = Math.max(...lines.map(([, title]) => title.length)) + 2;
   const text = lines.map(([ok, title, body]) =>
     body

@@ -12,8 +12,16 @@ export interface Steering {
   /** 0 present, 1 missing, 2 too old, 3 without a device */
   driver?: 0 | 1 | 2 | 3;
   devices?: number;
+  /** Compute capability of the first device, 75 for 7.5; the others have 9.0. */
+  capability?: number;
+  /** The n-th allocation from now on fails, of the device's memory or of pinned memory. */
   failAllocation?: number;
+  failPinned?: number;
+  /** But for decode's, no kernel has been used yet. */
+  unloadKernels?: 1;
   failLaunch?: number;
+  /** Making the next stream fails with this number of cudaError_t. */
+  failStream?: number;
   loseDevice?: number;
 }
 
@@ -25,6 +33,10 @@ export interface Alive {
   events: number;
   graphs: number;
   launches: number;
+  /** Copies from pinned memory that had been freed. */
+  faults: number;
+  /** How often a thread has waited for work that had not been done. */
+  waits: number;
 }
 
 export interface RehearsedCuda {
@@ -76,8 +88,11 @@ export function useRehearsedCuda(): RehearsedCuda {
     cuda.addon.steerCuda({});
     cuda.device.dispose();
     await collectGarbage();
-    const { launches: _, ...left } = cuda.addon.cudaAlive();
-    expect(left, 'nothing leaks').toEqual({ allocations: 0, bytes: 0, pinned: 0, streams: 0, events: 0, graphs: 0 });
+    const { launches: _, waits: __, ...left } = cuda.addon.cudaAlive();
+    expect(left, 'nothing leaks').toEqual({
+      ...{ allocations: 0, bytes: 0, pinned: 0, streams: 0, events: 0, graphs: 0 },
+      faults: 0,
+    });
   });
   return cuda;
 }

@@ -7,9 +7,12 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -88,12 +91,15 @@ std::recursive_mutex& machine_mutex() {
 using Work = std::vector<std::function<void()>>;
 
 struct RehearsedStream {
+  int device;
   std::deque<std::function<void()>> work;
   bool capturing = false;
   Work captured;
 };
 
 struct RehearsedEvent {
+  int device;
+  bool timed;
   RehearsedStream* stream = nullptr;
   std::shared_ptr<std::atomic<bool>> happened = std::make_shared<std::atomic<bool>>(true);
 };
@@ -110,13 +116,21 @@ void enqueue(Stream stream, std::function<void()> work) {
     opened(stream)->work.push_back(std::move(work));
 }
 
-void drain(RehearsedStream& stream) {
+// All of its work, or until an event has happened and no further.
+void drain(RehearsedStream& stream, const std::atomic<bool>* happened = nullptr) {
   const std::lock_guard lock(machine_mutex());
-  while (!stream.work.empty()) {
+  while (!stream.work.empty() && !(happened && *happened)) {
     const std::function<void()> next = std::move(stream.work.front());
     stream.work.pop_front();
     if (!cuda_control().lost) next();
   }
+}
+
+// The calling thread.
+void wait_for(RehearsedStream& stream, const std::atomic<bool>* happened = nullptr) {
+  const std::lock_guard lock(machine_mutex());
+  if (!stream.work.empty()) ++cuda_control().waits;
+  drain(stream, happened);
 }
 
 rehearsal::DeviceMemory& memory() {
@@ -124,15 +138,33 @@ rehearsal::DeviceMemory& memory() {
   return memory;
 }
 
+// By their beginning: how many bytes.
+std::map<const std::byte*, size_t>& pinned_memory() {
+  static std::map<const std::byte*, size_t> blocks;
+  return blocks;
+}
+
+bool is_pinned(const std::byte* first, size_t bytes) {
+  const std::lock_guard lock(machine_mutex());
+  const auto after = pinned_memory().upper_bound(first);
+  if (after == pinned_memory().begin()) return false;
+  const auto& [begin, size] = *std::prev(after);
+  return first + bytes <= begin + size;
+}
+
 thread_local int current = 0;
+
+// Kernels whose code is on a device, by (device, kernel).
+std::set<std::pair<int, const void*>>& loaded() {
+  static std::set<std::pair<int, const void*>> kernels;
+  return kernels;
+}
 
 bool counts_down(int64_t& counter) { return counter > 0 && --counter == 0; }
 
 void check_alive() {
   if (cuda_control().lost)
-    throw Error(ErrorCode::kDeviceLost,
-                "The work on the device failed: an illegal memory access was encountered "
-                "(rehearsed); the device can be used again only by a new process");
+    throw error_of(700, "The work on the device failed: an illegal memory access was encountered (rehearsed)");
 }
 
 }  // namespace
@@ -154,10 +186,19 @@ int count_devices(Problem& problem) noexcept {
   return 0;
 }
 
-DeviceInfo device_info(int) { return {"Rehearsed GPU", 9, 0, kProcessors, kMemoryBytes, 1 << 20, 227 * 1024}; }
+DeviceInfo device_info(int device) {
+  const int capability = device == 0 ? cuda_control().capability : 90;
+  return {"Rehearsed GPU", capability / 10, capability % 10, kProcessors, kMemoryBytes, 1 << 20, 227 * 1024};
+}
 
 void use_device(int device) { current = device; }
 int current_device() { return current; }
+
+void memory_info(size_t& free, size_t& total) {
+  check_alive();
+  total = kMemoryBytes;
+  free = kMemoryBytes - static_cast<size_t>(cuda_control().live_bytes.load());
+}
 
 void* allocate(size_t bytes) {
   const std::lock_guard lock(machine_mutex());
@@ -182,23 +223,40 @@ void release(void* address) noexcept {
 }
 
 void* allocate_pinned(size_t bytes) {
+  const std::lock_guard lock(machine_mutex());
   check_alive();
-  if (counts_down(cuda_control().fail_allocation))
-    throw Error(ErrorCode::kOutOfMemory,
-                "Not enough host memory can be pinned for a copy of " + std::to_string(bytes) + " bytes");
-  ++cuda_control().live_pinned;
-  return ::operator new(bytes);
+  rehearsal::CudaControl& control = cuda_control();
+  if (counts_down(control.fail_allocation) || counts_down(control.fail_pinned))
+    throw Error(ErrorCode::kOutOfMemory, describe_pinned_shortage(bytes));
+  ++control.live_pinned;
+  void* memory = ::operator new(bytes);
+  rehearsal::poison(memory, bytes);
+  pinned_memory().emplace(static_cast<std::byte*>(memory), bytes);
+  return memory;
 }
 void release_pinned(void* memory) noexcept {
   if (!memory) return;
+  const std::lock_guard lock(machine_mutex());
   --cuda_control().live_pinned;
+  pinned_memory().erase(static_cast<std::byte*>(memory));
   ::operator delete(memory);
 }
 
-// Pinned memory stays in use until the copy runs; other host memory is copied at once, as by the real runtime.
+// Pinned memory is read and written when the copy runs. Other host memory is copied at once; the driver may wait for
+// the stream to do so, which is counted, and does wait for what comes back.
 void copy_to_device(void* target, const void* source, size_t bytes, Stream stream) {
   check_alive();
   const auto* first = static_cast<const std::byte*>(source);
+  if (is_pinned(first, bytes)) {
+    enqueue(stream, [=] {
+      if (is_pinned(first, bytes))
+        memcpy(target, first, bytes);
+      else
+        ++cuda_control().faults;
+    });
+    return;
+  }
+  if (stream && !opened(stream)->work.empty()) ++cuda_control().waits;
   enqueue(stream, [target, copy = std::vector<std::byte>(first, first + bytes)] {
     if (!copy.empty()) memcpy(target, copy.data(), copy.size());
   });
@@ -206,6 +264,7 @@ void copy_to_device(void* target, const void* source, size_t bytes, Stream strea
 void copy_to_host(void* target, const void* source, size_t bytes, Stream stream) {
   check_alive();
   enqueue(stream, [=] { memcpy(target, source, bytes); });
+  if (!is_pinned(static_cast<std::byte*>(target), bytes)) synchronize(stream);
 }
 void copy_on_device(void* target, const void* source, size_t bytes, Stream stream) {
   check_alive();
@@ -219,8 +278,13 @@ void clear(void* address, size_t bytes, Stream stream) {
 Stream create_stream() {
   check_alive();
   const std::lock_guard lock(machine_mutex());
+  if (const int number = std::exchange(cuda_control().fail_stream, 0))
+    throw error_of(number, "Creating a stream failed: rehearsed");
+  if (std::exchange(cuda_control().unload_kernels, false))
+    for (const void* kernel : {tile_map_kernel(), append_kernel(), page_copy_kernel(), read_kernel()})
+      loaded().erase({current, kernel});
   ++cuda_control().live_streams;
-  return new RehearsedStream;
+  return new RehearsedStream{current, {}, false, {}};
 }
 void destroy_stream(Stream stream) noexcept {
   if (!stream) return;
@@ -234,14 +298,19 @@ void destroy_stream(Stream stream) noexcept {
 }
 void synchronize(Stream stream) {
   check_alive();
-  if (stream) drain(*opened(stream));
+  if (stream) wait_for(*opened(stream));
   check_alive();
 }
 
 Event create_event() {
   check_alive();
   ++cuda_control().live_events;
-  return new RehearsedEvent;
+  return new RehearsedEvent{current, false};
+}
+Event create_timed_event() {
+  check_alive();
+  ++cuda_control().live_events;
+  return new RehearsedEvent{current, true};
 }
 void destroy_event(Event event) noexcept {
   if (!event) return;
@@ -251,26 +320,35 @@ void destroy_event(Event event) noexcept {
 void record(Event event, Stream stream) {
   check_alive();
   auto& recorded = *static_cast<RehearsedEvent*>(event);
+  if (recorded.device != opened(stream)->device)
+    throw Error(ErrorCode::kLaunchFailed, "Recording an event failed: it is another device's (rehearsed)");
   recorded.stream = opened(stream);
   recorded.happened = std::make_shared<std::atomic<bool>>(false);
   enqueue(stream, [happened = recorded.happened] { *happened = true; });
 }
+bool has_happened(Event event) {
+  check_alive();
+  return *static_cast<RehearsedEvent*>(event)->happened;
+}
 void wait(Event event) {
   const auto& awaited = *static_cast<RehearsedEvent*>(event);
-  if (!*awaited.happened) drain(*awaited.stream);
+  if (!*awaited.happened) wait_for(*awaited.stream, awaited.happened.get());
   check_alive();
 }
 void wait(Stream stream, Event event) {
   check_alive();
   const auto& awaited = *static_cast<RehearsedEvent*>(event);
   enqueue(stream, [happened = awaited.happened, other = awaited.stream] {
-    if (!*happened) drain(*other);
+    if (!*happened) drain(*other, happened.get());
   });
 }
 float milliseconds_between(Event start, Event end) {
-  for (const Event event : {start, end})
+  for (const Event event : {start, end}) {
+    if (!static_cast<RehearsedEvent*>(event)->timed)
+      throw Error(ErrorCode::kLaunchFailed, "Timing failed: the event was made without (rehearsed)");
     if (!*static_cast<RehearsedEvent*>(event)->happened)
       throw Error(ErrorCode::kInvalidArgument, "Expected both events to have happened; await finish() first");
+  }
   return 1.0f;  // no timing means anything here
 }
 
@@ -293,7 +371,11 @@ void destroy_graph(Graph graph) noexcept {
   delete static_cast<Work*>(graph);
 }
 
-KernelCode kernel_code(const void* kernel) { return {kernel != nullptr, 90}; }
+KernelCode kernel_code(const void* kernel) {
+  const std::lock_guard lock(machine_mutex());
+  loaded().emplace(current, kernel);
+  return {kernel != nullptr, 90};
+}
 int resident_ctas(const void*, int, int shared_bytes) { return 228 * 1024 / (shared_bytes + 1024); }
 
 namespace {
@@ -333,6 +415,14 @@ void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* 
   if (counts_down(control.fail_launch))
     throw Error(ErrorCode::kLaunchFailed,
                 "Launching the kernel failed: too many resources requested for launch (rehearsed)");
+  {
+    const std::lock_guard lock(machine_mutex());
+    if (stream && opened(stream)->device != current)
+      throw Error(ErrorCode::kLaunchFailed, "Launching the kernel failed: the stream is another device's (rehearsed)");
+    // A driver that loads code when it is first used may have to wait for the device to do so.
+    if (loaded().emplace(current, kernel).second && stream && opened(stream)->capturing)
+      throw Error(ErrorCode::kLaunchFailed, "Launching the kernel failed: it is loaded in a capture (rehearsed)");
+  }
   enqueue(stream, [=, body = kernel_body(kernel, params)] {
     rehearsal::Dispatch dispatch;
     dispatch.ctas = rehearsal::Order::kShuffled;

@@ -13,14 +13,20 @@ int64_t field(const Napi::Object& object, const char* name) {
   return object.Has(name) ? object.Get(name).As<Napi::Number>().Int64Value() : 0;
 }
 
-// steerCuda({ driver, devices, failAllocation, failLaunch, loseDevice }): what is left out is as on a healthy machine.
+// steerCuda({ driver, devices, capability, failAllocation, failPinned, unloadKernels, failLaunch, failStream,
+// loseDevice }): what
+// is left out is as on a healthy machine.
 void steer(const Napi::CallbackInfo& info) {
   const auto options = info[0].As<Napi::Object>();
   CudaControl& control = lean::rehearsal::cuda_control();
   control.driver = static_cast<Driver>(field(options, "driver"));
   control.devices = options.Has("devices") ? static_cast<int>(field(options, "devices")) : 2;
+  control.capability = options.Has("capability") ? static_cast<int>(field(options, "capability")) : 90;
   control.fail_allocation = field(options, "failAllocation");
+  control.fail_pinned = field(options, "failPinned");
+  control.unload_kernels = field(options, "unloadKernels") != 0;
   control.fail_launch = field(options, "failLaunch");
+  control.fail_stream = static_cast<int>(field(options, "failStream"));
   control.lose_device = field(options, "loseDevice");
   control.lost = false;
 }
@@ -35,6 +41,8 @@ Napi::Value alive(const Napi::CallbackInfo& info) {
   result.Set("graphs", static_cast<double>(control.live_graphs));
   result.Set("pinned", static_cast<double>(control.live_pinned));
   result.Set("launches", static_cast<double>(control.launches));
+  result.Set("faults", static_cast<double>(control.faults));
+  result.Set("waits", static_cast<double>(control.waits));
   return result;
 }
 

@@ -133,7 +133,8 @@ void time_shape(const Shape& shape) {
     try {
       request.strategy = trial.strategy;
       request.options.copies = trial.copy_path;
-      const int64_t tiles = (shape.context + tile_tokens(decode.kv_type, row) - 1) / tile_tokens(decode.kv_type, row);
+      const int64_t tile = tile_tokens(decode.kv_type, shape.head_dim, decode.rows(), request.options);
+      const int64_t tiles = (shape.context + tile - 1) / tile;
       request.num_splits =
           static_cast<int32_t>(choose_num_splits(int64_t{shape.batch} * shape.kv_heads, tiles, num_sms));
       decode.k = cache.data();

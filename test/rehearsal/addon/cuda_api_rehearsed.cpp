@@ -302,8 +302,8 @@ namespace {
 std::function<void(std::byte*)> kernel_body(const void* kernel, const void* params) {
   const auto shared_memory = [](std::byte* bytes) { return reinterpret_cast<char*>(bytes); };
   if (kernel == tile_map_kernel())
-    return [=, map = *static_cast<const TileMapParams*>(params)](std::byte* bytes) {
-      rehearsal::tile_map_instance.run(map.kernel, map.tile_tokens, shared_memory(bytes));
+    return [=, call = *static_cast<const KernelParams*>(params)](std::byte* bytes) {
+      rehearsal::tile_map_instance.run(call, shared_memory(bytes));
     };
   if (kernel == append_kernel())
     return [=, call = *static_cast<const AppendLaunch*>(params)](std::byte* bytes) {

@@ -7,8 +7,8 @@ int main() {
   using namespace lean;
   const char* separator = "[";
   for (int v = 0; v < kNumVariants; ++v) {
-    for (const KernelConfig& config : kConfigs[v]) {
-      const Variant variant = static_cast<Variant>(v);
+    const Variant variant = static_cast<Variant>(v);
+    for (const KernelConfig& config : kConfigs[architecture_class(variant)]) {
       printf(
           "%s{\"variant\":%d,\"headDim\":%d,\"tileTokens\":%d,\"stages\":%d,\"threads\":%d,\"ctasPerSm\":%d,"
           "\"sharedBytes\":%d,\"bytesInFlight\":%d}",

@@ -194,11 +194,29 @@ describe('which device', () => {
     expect(cpu.type).toBe('cpu');
   });
 
-  test('a second device', () => {
+  test('a second device, of another architecture', async () => {
     using second = cuda.library.openDevice('cuda:1');
-    expect(second.name).toBe('cuda:1');
-    const options = build(SMALL);
-    expectClose(second.decodeSync(options), referenceDecode(options));
+    expect(second.description).toContain('cuda:1 (3 multiprocessors, sm_86)');
+    for (const change of [{}, { headDim: 128 }, { groupSize: 20, queryLen: 5 }]) {
+      const options = build({ ...SMALL, ...change });
+      expectClose(second.decodeSync(options), referenceDecode(options));
+    }
+    const options = build({ ...SMALL, headDim: 128 });
+    const plan = { numQueryHeads: 8, numKvHeads: 2, headDim: 128, contextLengths: [1000] };
+    expect(second.plan(plan).launch).toBe(
+      'compact: head dim 128, tiles of 64 tokens, 2 stages, 4 warps, 1 CTAs an SM, 3 workers, 1 row blocks, ' +
+        '80128 bytes of shared memory, 34816 in flight an SM',
+    );
+    expect(await failure(() => second.decode({ ...options, launch: { warps: 8 } }))).toEqual({
+      name: 'RangeError',
+      message:
+        "Expected a launch to fit two stages at least into a block's 101376 bytes of shared memory, " +
+        'got head dim 128 with 8 warps and tiles of 128 tokens, of 69632 bytes a stage',
+    });
+    expect(await failure(() => second.decode({ ...options, launch: { copies: 'bulk' } }))).toMatchObject({
+      code: 'CUDA_UNAVAILABLE',
+      message: 'Bulk copies need a GPU of compute capability 9.0 or 10.x, and kernels that were built for it',
+    });
   });
 
   test('a device that is not there', async () => {

@@ -26,6 +26,12 @@ enum class Variant : int32_t {
 };
 inline constexpr int kNumVariants = 4;
 
+// Of the table's rows and of what bounds them: a variant each, but both of Hopper's share theirs.
+inline constexpr int kNumClasses = 3;
+constexpr int architecture_class(Variant variant) {
+  return static_cast<int>(variant == Variant::kHopperBulk ? Variant::kHopper : variant);
+}
+
 struct KernelConfig {
   int head_dim;     // of the instance; tensors of a smaller one are padded with zeros on the way in
   int tile_tokens;  // tokens of a LeanTile
@@ -46,7 +52,7 @@ LEAN_HD constexpr int max_warps(int head_dim) { return head_dim > 128 ? 4 : 8; }
 // Up to head dim 128 there are two rows: four warps for up to 64 query rows, and eight, so that up to 128 share one
 // read of K and V. The first row that holds all query rows is taken, or the last one, several times over.
 inline constexpr int kNumConfigs = 12;
-inline constexpr KernelConfig kConfigs[kNumVariants][kNumConfigs] = {
+inline constexpr KernelConfig kConfigs[kNumClasses][kNumConfigs] = {
     // Compact. At least 30 KB in flight; an RTX 3090 needs 936 GB/s x 0.7 us / 82 SMs = 8 KB. 64 KB would not fit: a
     // CTA keeps 10.5 KB for itself, so two stages of head dim 128 (34 KB each) or four of head dim 64 (18 KB) are all
     // that 99 KB hold, and one of them is always being computed. Head dim 80 alone has 66 KB, by chance.
@@ -63,7 +69,8 @@ inline constexpr KernelConfig kConfigs[kNumVariants][kNumConfigs] = {
      {192, 32, 3, 4, 1},
      {256, 32, 2, 4, 1}},
     // Ampere. Two CTAs where they have 64 KB in flight together; else one with a deeper ring, because two stages a CTA
-    // are half computed and half in flight. Head dim 192: three stages of 64 tokens and the query rows do not fit.
+    // are half computed and half in flight. Head dim 192: three stages of 64 tokens and the query rows do not fit, so
+    // pairs of warps share tiles of 32.
     {{64, 64, 3, 4, 2},
      {64, 64, 6, 8, 1},
      {80, 64, 3, 4, 2},
@@ -88,21 +95,7 @@ inline constexpr KernelConfig kConfigs[kNumVariants][kNumConfigs] = {
      {128, 64, 3, 4, 2},
      {128, 64, 4, 8, 1},
      {192, 64, 4, 4, 1},
-     {256, 64, 3, 4, 1}},
-    // Hopper, bulk copies
-    {{64, 64, 5, 4, 2},
-     {64, 64, 6, 8, 1},
-     {80, 64, 4, 4, 2},
-     {80, 64, 6, 8, 1},
-     {96, 64, 3, 4, 2},
-     {96, 64, 5, 8, 1},
-     {112, 64, 3, 4, 2},
-     {112, 64, 5, 8, 1},
-     {128, 64, 3, 4, 2},
-     {128, 64, 4, 8, 1},
-     {192, 64, 4, 4, 1},
-     {256, 64, 3, 4, 1}},
-};
+     {256, 64, 3, 4, 1}}};
 
 // The head dim of the smallest instance that holds a tensor's; 0: none does.
 constexpr int instance_head_dim(int head_dim) {
@@ -217,9 +210,9 @@ struct SharedLimits {
   int per_sm;
 };
 inline constexpr int kSharedReserve = 1024;  // what the system takes of an SM's shared memory for every CTA
-inline constexpr SharedLimits kSharedLimits[kNumVariants] = {
-    {99 * 1024, 100 * 1024}, {163 * 1024, 164 * 1024}, {227 * 1024, 228 * 1024}, {227 * 1024, 228 * 1024}};
-constexpr SharedLimits shared_limits(Variant variant) { return kSharedLimits[static_cast<int>(variant)]; }
+inline constexpr SharedLimits kSharedLimits[kNumClasses] = {
+    {99 * 1024, 100 * 1024}, {163 * 1024, 164 * 1024}, {227 * 1024, 228 * 1024}};
+constexpr SharedLimits shared_limits(Variant variant) { return kSharedLimits[architecture_class(variant)]; }
 
 // Stages that one CTA has room for, and CTAs that an SM has room for; the configuration's own numbers of them do not
 // matter.
@@ -244,7 +237,7 @@ constexpr bool can_be_split(const KernelConfig& config) {
 // The table's row for so many query rows of an output tile.
 constexpr KernelConfig kernel_config(Variant variant, int head_dim, int64_t rows) {
   KernelConfig found{};
-  for (const KernelConfig& config : kConfigs[static_cast<int>(variant)]) {
+  for (const KernelConfig& config : kConfigs[architecture_class(variant)]) {
     if (config.head_dim != instance_head_dim(head_dim)) continue;
     found = config;
     if (rows <= row_block(config)) break;
@@ -282,7 +275,7 @@ constexpr KernelConfig launch_config(Variant variant, int head_dim, int64_t rows
 
 // ---- The table's promises ---------------------------------------------------------------------------------------
 
-inline constexpr int kInFlightFloor[kNumVariants] = {30 * 1024, 64 * 1024, 64 * 1024, 64 * 1024};
+inline constexpr int kInFlightFloor[kNumClasses] = {30 * 1024, 64 * 1024, 64 * 1024};
 
 constexpr bool config_is_sound(Variant variant, const KernelConfig& config) {
   return can_be_split(config) && config.stages >= kMinStages && config.stages <= max_stages(variant, config) &&
@@ -290,9 +283,9 @@ constexpr bool config_is_sound(Variant variant, const KernelConfig& config) {
 }
 
 constexpr bool table_is_sound() {
-  for (int v = 0; v < kNumVariants; ++v)
-    for (const KernelConfig& config : kConfigs[v])
-      if (!config_is_sound(static_cast<Variant>(v), config) || bytes_in_flight(config) < kInFlightFloor[v] ||
+  for (int c = 0; c < kNumClasses; ++c)
+    for (const KernelConfig& config : kConfigs[c])
+      if (!config_is_sound(static_cast<Variant>(c), config) || bytes_in_flight(config) < kInFlightFloor[c] ||
           row_pitch(config.head_dim) / 16 % 2 != 1)
         return false;
   return true;

@@ -117,7 +117,7 @@ ReadyKernel make_ready(int device, DType kv_type, int head_dim, int64_t rows, co
     const int most = std::min(max_ctas(*variant, config),
                               api::resident_ctas(function, cta_threads(*variant, config), shared_bytes(config)));
     if (most == 0) continue;
-    if (options.ctas_per_sm > most)
+    if (options.ctas_per_sm < 0 || options.ctas_per_sm > most)
       refuse("Expected `launch.ctasPerSm` to be from 1 to " + std::to_string(most) + " for head dim " +
              std::to_string(head_dim) + " with " + std::to_string(config.warps) + " warps and " +
              std::to_string(config.stages) + " stages of " + std::to_string(config.tile_tokens) +

@@ -154,7 +154,17 @@ int count_devices(Problem& problem) noexcept {
   return 0;
 }
 
-DeviceInfo device_info(int) { return {"Rehearsed GPU", 9, 0, kProcessors, kMemoryBytes, 1 << 20, 227 * 1024}; }
+// Device 0 is of Hopper's class, all others of the one with the least shared memory.
+DeviceInfo device_info(int device) {
+  const bool hopper = device == 0;
+  return {"Rehearsed GPU",
+          hopper ? 9 : 8,
+          hopper ? 0 : 6,
+          kProcessors,
+          kMemoryBytes,
+          1 << 20,
+          size_t{1024} * (hopper ? 227 : 99)};
+}
 
 void use_device(int device) { current = device; }
 int current_device() { return current; }
@@ -293,8 +303,10 @@ void destroy_graph(Graph graph) noexcept {
   delete static_cast<Work*>(graph);
 }
 
-KernelCode kernel_code(const void* kernel) { return {kernel != nullptr, 90}; }
-int resident_ctas(const void*, int, int shared_bytes) { return 228 * 1024 / (shared_bytes + 1024); }
+KernelCode kernel_code(const void* kernel) { return {kernel != nullptr, current == 0 ? 90 : 86}; }
+int resident_ctas(const void*, int, int shared_bytes) {
+  return (current == 0 ? 228 : 100) * 1024 / (shared_bytes + 1024);
+}
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Prints the launch configuration table as JSON, for compile-report.cjs: what the assembler does not know.
 #include <cstdio>
 
-#include "../csrc/cuda/kernel_config.h"
+#include "../csrc/cuda/config_table.h"
 
 int main() {
   using namespace lean;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../runtime/error.h"
+#include "config_table.h"
 #include "instances.h"
 
 namespace lean {
@@ -68,8 +69,8 @@ std::string one_of(const std::vector<int>& values) {
   return text;
 }
 
-// Refuses what a launch chose of the configuration and cannot have, and says what it can.
-void check_choice(Variant variant, const KernelConfig& config, const LaunchOptions& options) {
+// Refuses a configuration that a launch chose and cannot have, and says what it can.
+void check_choice(Variant variant, const KernelConfig& config) {
   const auto number = [](int value) { return std::to_string(value); };
   const auto refuse_choice = [](const char* name, const std::string& allowed, const std::string& where, int got) {
     refuse("Expected `launch." + std::string(name) + "` to be " + allowed + " for " + where + ", got " +
@@ -111,7 +112,7 @@ ReadyKernel make_ready(int device, DType kv_type, int head_dim, int64_t rows, co
     if (!code.present || !compiled_for(*variant, code.ptx_architecture)) continue;
     KernelConfig config = launch_config(*variant, head_dim, rows,
                                         {options.tile_tokens, options.stages, options.warps, options.ctas_per_sm});
-    check_choice(*variant, config, options);
+    check_choice(*variant, config);
     const api::DeviceInfo info = api::device_info(device);
     if (static_cast<size_t>(shared_bytes(config)) > info.shared_bytes_per_block) continue;
     const int most = std::min(max_ctas(*variant, config),

@@ -17,7 +17,7 @@ enum class CopyPath : int32_t {
   kBulk,       // bulk copies with a producer warp: sm_90 and later
 };
 
-// What a GPU's launch may be told; 0: the device chooses, by a table and what fits (csrc/cuda/kernel_config.h).
+// What a GPU's launch may be told; 0: the device chooses, by a table and what fits (csrc/cuda/config_table.h).
 struct LaunchOptions {
   CopyPath copies = CopyPath::kAutomatic;
   int32_t tile_tokens = 0;  // tokens of a LeanTile

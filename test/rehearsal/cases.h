@@ -11,7 +11,7 @@
 
 #include "core/decode_params.h"
 #include "core/schedule.h"
-#include "cuda/kernel_config.h"
+#include "cuda/config_table.h"
 
 namespace lean::cases {
 

@@ -234,6 +234,14 @@ std::vector<Case> decode_grid() {
       c.snap_cuts = false;
       add("two-level fix-up", c);
     }
+    // Two output tiles that are merged in two levels at once, the second from the middle worker on: every counter is a
+    // word of its own.
+    {
+      Case c;
+      c.variant = variant, c.workers = 33, c.group = 128, c.kv_heads = 2, c.contexts = {64 * 34};
+      c.snap_cuts = false;
+      add("two-level fix-up", c);
+    }
     // Scores that rise by far more than a 16-bit weight could hold: maxima must follow them, in either half of an M
     // tile, and in the upper one alone.
     for (const int group : {4, 12, 16}) {

@@ -152,6 +152,14 @@ export const plantedBugs = [
     says: /race/,
   },
   {
+    name: 'a counter of both levels',
+    file: 'cuda/output.h',
+    find: 'counters + 2 * int64_t{num_ctas_x()} + slot;',
+    replace: 'counters + 2 * int64_t{num_ctas_x()} - slot;',
+    build: 'fast',
+    says: /counter \d+ is left/,
+  },
+  {
     name: 'partials counted before all threads have stored them',
     file: 'cuda/fix_up.h',
     find: `    sync_named(K::kComputeBarrier, compute_threads(shared_.config));

@@ -1,5 +1,5 @@
 // One kernel instance's constants: element type, head dim and variant name it. What a launch chooses (tile, stages,
-// warps) is read at run time.
+// warps) is read at run time, and so is what follows from it: the shared memory's arrays, a CTA's rows, a warp's steps.
 #pragma once
 
 #include "../core/schedule.h"

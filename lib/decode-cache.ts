@@ -84,6 +84,9 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
       workers: schedule.workers,
       splits: schedule.splits,
       copies: schedule.copies,
+      tileTokens: schedule.tileTokens,
+      stages: schedule.stages,
+      warps: schedule.warps,
       ctasPerSm: schedule.ctasPerSm,
     },
   };

@@ -13,6 +13,9 @@ const SCHEDULE_NUMBERS = [
   'workers',
   'splits',
   'copies',
+  'tileTokens',
+  'stages',
+  'warps',
   'ctasPerSm',
 ] as const satisfies (keyof NativeSchedule)[];
 const QUERY_NUMBERS = [

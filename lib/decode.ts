@@ -18,6 +18,7 @@ import {
   type DecodeOptions,
   type DecodeResult,
   LAYOUTS,
+  type LaunchOptions,
   type Layout,
   LIMITS,
   type ScheduleOptions,
@@ -47,15 +48,23 @@ export function prepareSchedule(options: ScheduleOptions): NativeSchedule {
   };
 }
 
-function prepareLaunch(launch: ScheduleOptions['launch']): Pick<NativeSchedule, 'copies' | 'ctasPerSm'> {
-  if (launch !== undefined) expectObject('launch', launch);
-  const { copies = DEFAULTS.copies, ctasPerSm } = launch ?? {};
+function prepareLaunch(launch: ScheduleOptions['launch']): Pick<NativeSchedule, keyof LaunchOptions> {
+  if (launch === undefined) return DEFAULT_LAUNCH;
+  expectObject('launch', launch);
+  const { copies = DEFAULTS.launch.copies } = launch;
+  const number = (name: Exclude<keyof LaunchOptions, 'copies'>): number => {
+    const value = launch[name];
+    return value === undefined ? DEFAULTS.launch[name] : expectInteger(`launch.${name}`, value, 1, LIMITS.launch[name]);
+  };
   return {
     copies: COPY_PATHS.indexOf(expectOneOf('launch.copies', copies, COPY_PATHS)),
-    ctasPerSm:
-      ctasPerSm === undefined ? DEFAULTS.ctasPerSm : expectInteger('launch.ctasPerSm', ctasPerSm, 1, LIMITS.ctasPerSm),
+    tileTokens: number('tileTokens'),
+    stages: number('stages'),
+    warps: number('warps'),
+    ctasPerSm: number('ctasPerSm'),
   };
 }
+const DEFAULT_LAUNCH = prepareLaunch({});
 
 /** Context lengths as native code takes them. Their range is checked there, against a copy that nobody changes. */
 export function prepareLengths(lengths: Int32Array | readonly number[]): Int32Array {
@@ -230,6 +239,9 @@ export function prepareCall(
       workers: schedule.workers,
       splits: schedule.splits,
       copies: schedule.copies,
+      tileTokens: schedule.tileTokens,
+      stages: schedule.stages,
+      warps: schedule.warps,
       ctasPerSm: schedule.ctasPerSm,
       q: memoryOf(q),
       k: memoryOf(k),

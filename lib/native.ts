@@ -23,6 +23,9 @@ export interface NativeSchedule {
   workers: number;
   splits: number;
   copies: number;
+  tileTokens: number;
+  stages: number;
+  warps: number;
   ctasPerSm: number;
 }
 

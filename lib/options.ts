@@ -26,11 +26,24 @@ export type CopyPath = 'auto' | 'async' | 'bulk';
 
 export const COPY_PATHS: readonly CopyPath[] = ['auto', 'async', 'bulk'];
 
-/** What a GPU's launch may be told, for tuning. Tile, stages and warps are the kernels' own; `plan.launch` shows them. */
+/**
+ * What a GPU's launch may be told, for tuning. The defaults are a table's, by architecture, head dim and rows (query heads
+ * of a KV head x queries); what does not fit the GPU is a RangeError that says what does. `plan.launch` shows what was
+ * chosen.
+ */
 export interface LaunchOptions {
   /** Default: 'auto', what was chosen for the architecture. */
   copies?: CopyPath;
-  /** CTAs that a multiprocessor holds at once, from 1 to what the kernel is built for. Default: all of them. */
+  /**
+   * Context tokens of a LeanTile, the unit of work. 16 for each warp; fewer where warps are to share tokens, each with 16
+   * rows of its own.
+   */
+  tileTokens?: number;
+  /** Tiles in each CTA's ring, 2 to 6: one is computed while the others are copied. */
+  stages?: number;
+  /** Warps that compute in each CTA: 1, 2 or 4, and 8 up to head dim 128. 16 rows for each share one read of K and V. */
+  warps?: number;
+  /** CTAs that a multiprocessor holds at once. */
   ctasPerSm?: number;
 }
 export const PAIRINGS: readonly RotaryPairing[] = ['half-split', 'interleaved'];
@@ -253,9 +266,8 @@ export const DEFAULTS = {
   workers: 0,
   /** 0: FlashAttention-2's rule decides. */
   splits: 0,
-  copies: 'auto' as CopyPath,
-  /** 0: as many as the kernel is built for. */
-  ctasPerSm: 0,
+  /** 0: the device decides. */
+  launch: { copies: 'auto' as CopyPath, tileTokens: 0, stages: 0, warps: 0, ctasPerSm: 0 },
   scale: (headDim: number): number => 1 / Math.sqrt(headDim),
   deviceDType: 'f32' as DType,
   cache: { dtype: 'f16' as DType, pageTokens: 64 },
@@ -268,6 +280,6 @@ export const LIMITS = {
   queryLen: 16,
   workers: 1 << 20,
   splits: 1 << 20,
-  ctasPerSm: 32,
+  launch: { tileTokens: 128, stages: 6, warps: 8, ctasPerSm: 32 },
   int32: 2 ** 31 - 1,
 } as const;

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 // Compiles every CUDA kernel instance and prints what the assembler made of it: registers, spills, stack, shared memory.
-// Exit code 1: an instance spills registers or uses local memory, or does not compile.
+// Exit code 1: an instance spills registers or uses local memory, takes more registers than the launch configurations of
+// the table leave it, or does not compile.
 //   node scripts/compile-report.cjs [--arch 80,90a] [--all] [--only f16_128] [--json FILE]
 // --all takes the full list of architectures; --only the instance files whose name contains the text.
 'use strict';
@@ -12,6 +13,7 @@ const path = require('node:path');
 
 const allArchitectures = ['80', '86', '89', '90a', '100', '120'];
 const variants = ['compact', 'ampere', 'hopper', 'hopper-bulk'];
+const registersOfSm = 65536; // given out to warps, 8 for each lane at a time
 
 const root = path.join(__dirname, '..');
 const folder = path.join(root, 'csrc/cuda/instances');
@@ -51,7 +53,7 @@ function kernelName(mangled) {
   return { type: decode[1] === 'BFloat16' ? 'bf16' : 'f16', headDim: Number(decode[2]), variant: variants[decode[3]] };
 }
 
-// What the launch configuration says of an instance: threads, stages, dynamic shared memory.
+// What the launch configurations say of an instance: threads, stages, dynamic shared memory.
 function readTable() {
   const directory = mkdtempSync(path.join(os.tmpdir(), 'compile-report-'));
   const program = path.join(directory, 'table');
@@ -128,20 +130,25 @@ async function main() {
       a.type.localeCompare(b.type) ||
       a.headDim - b.headDim,
   );
-  const widths = [8, 13, 6, 9, 9, 6, 9, 9, 9, 10, 13];
+  const widths = [8, 13, 6, 9, 9, 6, 9, 9, 9, 15, 15];
   const line = (cells) => cells.map((cell, i) => (i < 3 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('');
   const head = ['arch', 'variant', 'type', 'head dim', 'threads', 'regs', 'spill B', 'stack B', 'CTAs/SM'];
   console.log(line([...head, 'shared B', 'in flight B']));
   for (const row of rows) {
-    const config = table.find((c) => variants[c.variant] === row.variant && c.headDim === row.headDim);
-    Object.assign(row, config, { variant: row.variant });
+    row.configs = table.filter((c) => variants[c.variant] === row.variant && c.headDim === row.headDim);
+    const each = (name) => row.configs.map((config) => config[name]).join(' ');
     const spilled = row.spillStores + row.spillLoads;
-    const numbers = [row.headDim || '', row.threads ?? '', row.registers, spilled, row.stack];
-    numbers.push(row.ctasPerSm ?? '', row.sharedBytes ?? '', row.bytesInFlight ?? '');
+    const numbers = [row.headDim || '', each('threads'), row.registers, spilled, row.stack];
+    numbers.push(each('ctasPerSm'), each('sharedBytes'), each('bytesInFlight'));
     const cells = [`sm_${row.architecture}`, row.variant, row.type, ...numbers.map(String)];
     console.log(line(cells));
     if (row.spillStores + row.spillLoads + row.stack > 0)
       failures.push(`spills or local memory: ${cells.slice(0, 4).join(' ')}`);
+    for (const { threads, ctasPerSm } of row.configs)
+      if (ctasPerSm * threads * 8 * Math.ceil(row.registers / 8) > registersOfSm)
+        failures.push(
+          `registers for fewer than ${ctasPerSm} CTAs of ${threads} threads: ${cells.slice(0, 4).join(' ')}`,
+        );
   }
   if (option('--json')) writeFileSync(option('--json'), `${JSON.stringify(rows, null, 2)}\n`);
   for (const failure of failures) console.error(failure);

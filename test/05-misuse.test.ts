@@ -362,6 +362,30 @@ const decodeMistakes: Mistake<DecodeOptions>[] = [
     'Expected `launch.ctasPerSm` to be an integer from 1 to 32, got 0',
   ],
   [
+    'no stages',
+    wrong({ launch: { stages: 0 } }),
+    RangeError,
+    'Expected `launch.stages` to be an integer from 1 to 6, got 0',
+  ],
+  [
+    'too many warps',
+    wrong({ launch: { warps: 9 } }),
+    RangeError,
+    'Expected `launch.warps` to be an integer from 1 to 8, got 9',
+  ],
+  [
+    'half a token',
+    wrong({ launch: { tileTokens: 16.5 } }),
+    RangeError,
+    'Expected `launch.tileTokens` to be an integer from 1 to 128, got 16.5',
+  ],
+  [
+    'a number of stages that is none',
+    wrong({ launch: { stages: '3' } }),
+    TypeError,
+    "Expected `launch.stages` to be a number, got '3'",
+  ],
+  [
     'a launch for the CPU',
     wrong({ launch: { ctasPerSm: 1 } }),
     RangeError,

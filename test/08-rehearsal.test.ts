@@ -49,6 +49,8 @@ const SETS = [
   'every axis',
   'group sizes',
   'query lengths',
+  'rows that share a read',
+  'launch choices',
   'several row blocks',
   'page sizes',
   'numbers of workers',

@@ -49,7 +49,10 @@ describe('decode on the CUDA device', () => {
     { copies: 'bulk' },
     { ctasPerSm: 1 },
     { copies: 'bulk', ctasPerSm: 1 },
-  ])('launched otherwise, the result is the same: %o', (launch) => {
+    { stages: 2 },
+    { stages: 6 },
+    { copies: 'bulk', stages: 5 },
+  ])('launched otherwise, the bits are the same: %o', (launch) => {
     const options = build({ ...SMALL, contexts: [300, 17], headDim: 128 });
     expectSameBits(
       cuda.device.decodeSync({ ...options, launch, workers: 3 }),
@@ -57,12 +60,44 @@ describe('decode on the CUDA device', () => {
     );
   });
 
+  test.each<[LaunchOptions, number]>([
+    [{ warps: 1 }, 16],
+    [{ warps: 2, stages: 6 }, 32],
+    [{ warps: 8, ctasPerSm: 1 }, 128],
+    [{ warps: 8, tileTokens: 32, copies: 'bulk' }, 32],
+    [{ tileTokens: 32 }, 32],
+  ])('a plan for %o cuts tiles of %i tokens, as the kernel does', async (launch, tileTokens) => {
+    const contextLengths = [300, 0, 129];
+    const options = build({ ...SMALL, contexts: contextLengths, headDim: 128, groupSize: 5, queryLen: 2 });
+    const { contextLengths: _, ...tensors } = options;
+    const expected = referenceDecode(options);
+    const shape = { numQueryHeads: 10, numKvHeads: 2, headDim: 128, queryLen: 2, contextLengths };
+    for (const strategy of ['lean', 'fixed-split'] as const) {
+      const plan = cuda.device.plan({ ...shape, strategy, launch });
+      expect(plan.tileTokens).toBe(tileTokens);
+      expect(plan.numTiles).toBe((Math.ceil(300 / tileTokens) + Math.ceil(129 / tileTokens)) * 2);
+      const result = plan.decodeSync({ ...tensors, ...poisonedOutputs(cuda.library, options) });
+      expectClose(result, expected);
+      expectSameBits(await cuda.device.decode({ ...options, strategy, launch }), result, 'without a plan');
+    }
+  });
+
+  test('more than 64 rows run with eight warps, and share one read of K and V', () => {
+    const options = build({ ...SMALL, contexts: [150, 40], headDim: 128, numKvHeads: 1, groupSize: 16, queryLen: 8 });
+    expectClose(cuda.device.decodeSync(options), referenceDecode(options));
+    const plan = { numQueryHeads: 16, numKvHeads: 1, headDim: 128, contextLengths: [1000] };
+    expect(cuda.device.plan({ ...plan, queryLen: 4 }).launch).toMatch(/ 3 stages, 4 warps, 2 CTAs .* 1 row blocks/);
+    expect(cuda.device.plan({ ...plan, queryLen: 5 }).launch).toMatch(/ 4 stages, 8 warps, 1 CTAs .* 1 row blocks/);
+    expect(cuda.device.plan({ ...plan, queryLen: 8 }).launch).toMatch(/ 4 stages, 8 warps, 1 CTAs .* 1 row blocks/);
+    expect(cuda.device.plan({ ...plan, queryLen: 9 }).launch).toMatch(/ 4 stages, 8 warps, 1 CTAs .* 2 row blocks/);
+  });
+
   test('a plan prints what it launches', () => {
     const options = { numQueryHeads: 8, numKvHeads: 2, headDim: 120, contextLengths: [1000] };
     const plan = cuda.device.plan(options);
     expect(plan.launch).toBe(
       'hopper: head dim 128, tiles of 64 tokens, 3 stages, 4 warps, 2 CTAs an SM, 6 workers, 1 row blocks, ' +
-        '114864 bytes of shared memory',
+        '114944 bytes of shared memory, 139264 in flight an SM',
     );
     expect(String(plan)).toContain(plan.launch);
     expect(cuda.device.plan({ ...options, launch: { copies: 'bulk' } }).launch).toMatch(
@@ -70,11 +105,54 @@ describe('decode on the CUDA device', () => {
     );
     // One CTA may have what two would share.
     expect(cuda.device.plan({ ...options, launch: { ctasPerSm: 1 } }).launch).toMatch(
-      /1 CTAs an SM, 3 workers, .* 116736 bytes of shared memory$/,
+      /1 CTAs an SM, 3 workers, .* 116736 bytes of shared memory, 69632 in flight an SM$/,
     );
-    expect(() => cuda.device.plan({ ...options, launch: { ctasPerSm: 3 } })).toThrow(
-      'Expected `launch.ctasPerSm` to be from 1 to 2 for head dim 128 on this GPU, got 3',
+    // Another tile keeps the bytes in flight, where they fit.
+    expect(cuda.device.plan({ ...options, launch: { warps: 2 } }).launch).toMatch(
+      /^hopper: head dim 128, tiles of 32 tokens, 5 stages, 2 warps, 2 CTAs an SM, 6 workers, .* 139264 in flight an SM$/,
     );
+  });
+
+  test.each<[string, LaunchOptions, number, string]>([
+    ['warps', { warps: 3 }, 128, 'Expected `launch.warps` to be 1, 2, 4 or 8 for head dim 128, got 3'],
+    [
+      'tiles larger than the warps',
+      { warps: 2, tileTokens: 64 },
+      128,
+      'Expected `launch.tileTokens` to be 16 or 32 for head dim 128 with 2 warps, got 64',
+    ],
+    [
+      'tiles that are no number of steps',
+      { tileTokens: 40 },
+      64,
+      'Expected `launch.tileTokens` to be 16, 32 or 64 for head dim 64 with 4 warps, got 40',
+    ],
+    [
+      'stages',
+      { warps: 8, stages: 4 },
+      128,
+      'Expected `launch.stages` to be from 2 to 3 for head dim 128 with 8 warps and tiles of 128 tokens on this GPU, got 4',
+    ],
+    [
+      'one stage',
+      { stages: 1 },
+      64,
+      'Expected `launch.stages` to be from 2 to 6 for head dim 64 with 4 warps and tiles of 64 tokens on this GPU, got 1',
+    ],
+    [
+      'CTAs',
+      { ctasPerSm: 3 },
+      128,
+      'Expected `launch.ctasPerSm` to be from 1 to 2 for head dim 128 with 4 warps and 3 stages of 64 tokens on this GPU, got 3',
+    ],
+  ])('a launch that cannot be had is refused with what can: %s', async (_, launch, headDim, message) => {
+    const { launches } = cuda.addon.cudaAlive();
+    const options = build({ ...SMALL, headDim });
+    expect(await failure(() => cuda.device.decode({ ...options, launch }))).toEqual({ name: 'RangeError', message });
+    expect(() => cuda.device.plan({ numQueryHeads: 2, numKvHeads: 1, headDim, contextLengths: [9], launch })).toThrow(
+      message,
+    );
+    expect(cuda.addon.cudaAlive().launches).toBe(launches);
   });
 
   test('calls of many shapes on one workspace, at once', async () => {
@@ -124,11 +202,29 @@ describe('which device', () => {
     expect(cpu.type).toBe('cpu');
   });
 
-  test('a second device', () => {
+  test('a second device, of another architecture', async () => {
     using second = cuda.library.openDevice('cuda:1');
-    expect(second.name).toBe('cuda:1');
-    const options = build(SMALL);
-    expectClose(second.decodeSync(options), referenceDecode(options));
+    expect(second.description).toContain('cuda:1 (3 multiprocessors, sm_86)');
+    for (const change of [{}, { headDim: 128 }, { groupSize: 20, queryLen: 5 }]) {
+      const options = build({ ...SMALL, ...change });
+      expectClose(second.decodeSync(options), referenceDecode(options));
+    }
+    const options = build({ ...SMALL, headDim: 128 });
+    const plan = { numQueryHeads: 8, numKvHeads: 2, headDim: 128, contextLengths: [1000] };
+    expect(second.plan(plan).launch).toBe(
+      'compact: head dim 128, tiles of 64 tokens, 2 stages, 4 warps, 1 CTAs an SM, 3 workers, 1 row blocks, ' +
+        '80128 bytes of shared memory, 34816 in flight an SM',
+    );
+    expect(await failure(() => second.decode({ ...options, launch: { warps: 8 } }))).toEqual({
+      name: 'RangeError',
+      message:
+        "Expected a launch to fit two stages at least into a block's 101376 bytes of shared memory, " +
+        'got head dim 128 with 8 warps and tiles of 128 tokens, of 69632 bytes a stage',
+    });
+    expect(await failure(() => second.decode({ ...options, launch: { copies: 'bulk' } }))).toMatchObject({
+      code: 'CUDA_UNAVAILABLE',
+      message: 'Bulk copies need a GPU of compute capability 9.0 or 10.x, and kernels that were built for it',
+    });
   });
 
   test('a device that is not there', async () => {
@@ -187,7 +283,7 @@ describe('a GPU that this build has no kernels for', () => {
     const both = await inProcess(['doctor']);
     expect(both.exitCode).toBe(0);
     expect(both.out).toContain(`✗ cuda:0          ${why}`);
-    expect(both.out).toContain('✓ cuda:1          Rehearsed GPU, compute capability 9.0, 1 GiB');
+    expect(both.out).toContain('✓ cuda:1          Rehearsed GPU, compute capability 8.6, 1 GiB');
 
     cuda.addon.steerCuda({ capability: 75, devices: 1 });
     using cpu = cuda.library.openDevice('auto');

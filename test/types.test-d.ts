@@ -163,8 +163,13 @@ openDevice('cpu', { cores: 2 });
 openDevice('cpu', { instructionSet: 'sse2' });
 // @ts-expect-error: no such strategy
 device.decode({ ...options, strategy: 'flash-decoding' });
+device.decode({ ...options, launch: { copies: 'bulk', tileTokens: 32, stages: 4, warps: 2, ctasPerSm: 1 } });
 // @ts-expect-error: no such copy path
 device.decode({ ...options, launch: { copies: 'tma' } });
+// @ts-expect-error: no such choice
+device.decode({ ...options, launch: { threads: 128 } });
+// @ts-expect-error: a number
+device.plan({ numQueryHeads: 8, numKvHeads: 2, headDim: 64, contextLengths: [1], launch: { stages: 'auto' } });
 // @ts-expect-error: no such layout
 device.decode({ ...options, layout: 'BNHD' });
 // @ts-expect-error: v is needed

@@ -25,11 +25,10 @@ std::span<std::byte> pinned_bytes(const Napi::Object& object, const char* name, 
 
 // The numbers of a stream's call, in the order of lib/decode-stream.ts.
 constexpr const char* kStreamNumbers[] = {
-    "strategy",        "workers",      "splits",      "copies",        "ctasPerSm",
-    "qType",           "batch",        "queryLen",    "numQueryHeads", "headDim",
-    "qSequenceStride", "qQueryStride", "qHeadStride", "kvType",        "numKvHeads",
-    "numPages",        "pageTokens",   "kPageStride", "kTokenStride",  "kHeadStride",
-    "vPageStride",     "vTokenStride", "vHeadStride", "maxPages",      "scale"};
+    "strategy",     "workers",     "splits",      "copies",       "tileTokens",    "stages",     "warps",
+    "ctasPerSm",    "qType",       "batch",       "queryLen",     "numQueryHeads", "headDim",    "qSequenceStride",
+    "qQueryStride", "qHeadStride", "kvType",      "numKvHeads",   "numPages",      "pageTokens", "kPageStride",
+    "kTokenStride", "kHeadStride", "vPageStride", "vTokenStride", "vHeadStride",   "maxPages",   "scale"};
 
 // The checks of a number, wherever it was found.
 int64_t to_integer(double value, const char* name) {
@@ -132,11 +131,12 @@ PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   request.kv_type = dtype(object, "kvType");
   const int64_t copies = integer(object, "copies");
   if (copies < 0 || copies > 2) refuse("Expected a copy path from 0 to 2, got " + std::to_string(copies));
-  request.launch = {static_cast<CopyPath>(copies), int32(object, "ctasPerSm")};
-  request.tile_tokens = backend.tile_tokens(request);
+  request.launch = {static_cast<CopyPath>(copies), int32(object, "tileTokens"), int32(object, "stages"),
+                    int32(object, "warps"), int32(object, "ctasPerSm")};
   const int32_t query_heads = int32(object, "numQueryHeads"), query_len = int32(object, "queryLen");
   if (query_heads < 1 || query_len < 1) refuse("Expected at least one query head and one query");
   request.rows = int64_t{query_heads} / request.num_kv_heads * query_len;
+  request.tile_tokens = backend.tile_tokens(request);
   if (request.processors == 0) request.processors = backend.default_workers(request);
   return request;
 }

@@ -5,7 +5,7 @@
 #include <sstream>
 #include <vector>
 
-#include "kernel_config.h"
+#include "config_table.h"
 
 namespace lean::cuda {
 
@@ -47,8 +47,8 @@ bool holds_kernels(int architecture, size_t shared_bytes_per_block) {
   for (int v = 0; v < kNumVariants; ++v) {
     const auto variant = static_cast<Variant>(v);
     if (!compiled_for(variant, architecture)) continue;
-    for (const KernelConfig& config : kConfigs[v])
-      if (static_cast<size_t>(shared_layout(config).bytes) <= shared_bytes_per_block) return true;
+    for (const KernelConfig& config : kConfigs[architecture_class(variant)])
+      if (static_cast<size_t>(shared_bytes(config)) <= shared_bytes_per_block) return true;
   }
   return false;
 }

@@ -17,8 +17,8 @@ template <class K>
 class RowTile {
  public:
   using Element = typename K::Element;
-  static constexpr int kDimPairs = K::kHeadDim / 16;   // blocks of 16 dims
-  static constexpr int kBlocks = K::kStepTokens / 16;  // blocks of 16 tokens
+  static constexpr int kDimPairs = K::kHeadDim / 16;  // blocks of 16 dims
+  static constexpr int kBlocks = kStepTokens / 16;    // blocks of 16 tokens
 
   // Begins a segment: loads the query rows [16 m_tile, …) of the output tile's block, zeros past its rows, and empties
   // the states. All computing threads; collective.
@@ -28,7 +28,7 @@ class RowTile {
     all_visible_ = visible_tokens(decode, context_length, 0);
     const int lane = opaque(lane_index());
     const bool writes = warp_index() == m_tile;  // one of the warps that share this M tile, where they share its rows
-    char* const shared_tile = shared.query + m_tile * kMmaRows * K::kPitch;
+    char* const shared_tile = shared.query() + m_tile * kMmaRows * K::kPitch;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int32_t row = half * 8 + lane / 4;
@@ -50,7 +50,7 @@ class RowTile {
     }
     if constexpr (K::kQueryInShared) {
       query_rows_ = shared_address(shared_tile) + lane % 16 * K::kPitch + lane / 16 * 16;
-      sync_named(K::kComputeBarrier, K::kComputeThreads);
+      sync_named(K::kComputeBarrier, compute_threads(shared.config));
     }
 #pragma unroll
     for (int i = 0; i < 2 * kDimPairs; ++i)
@@ -62,7 +62,7 @@ class RowTile {
   LEAN_DEVICE void attend(SharedAddress k_rows, SharedAddress v_rows, int32_t token) {
     float scores[2 * kBlocks][4];
     multiply_keys(scores, k_rows);
-    if (token + K::kStepTokens > all_visible_) hide(scores, token);
+    if (token + kStepTokens > all_visible_) hide(scores, token);
     raise_maxima(scores);
     uint32_t weights[kBlocks][4];
     exponentiate(scores, weights);

@@ -51,27 +51,27 @@ class Combine {
   }
 
  private:
-  // A thread finishes four dims of a slice, of `kItems` rows at most: the same rows in every slice.
-  static constexpr int kItems = K::kRowBlock * (kSliceDims / 4) / K::kComputeThreads;
-  static_assert(kItems * K::kComputeThreads == K::kRowBlock * (kSliceDims / 4));
+  // A thread finishes four dims of a slice, of `kItems` rows at most: the same rows in every slice. There is an M tile
+  // a warp at most.
+  static constexpr int kItems = kMmaRows * (kSliceDims / 4) / kWarpLanes;
 
-  LEAN_DEVICE int32_t item_row(int item) const { return thread_ / 4 + item * (K::kComputeThreads / 4); }
+  LEAN_DEVICE int32_t item_row(int item) const { return thread_ / 4 + item * (compute_threads(shared_.config) / 4); }
 
   // All warps' states of all rows, in shared memory.
   LEAN_DEVICE void share_states(RowTile<K>& rows) const {
     rows.end();
     if (lane_ % 4 == 0) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) shared_.states[warp_ * kMmaRows + half * 8 + lane_ / 4] = rows.state(half);
+      for (int half = 0; half < 2; ++half) shared_.states(warp_)[half * 8 + lane_ / 4] = rows.state(half);
     }
-    sync_named(K::kComputeBarrier, K::kComputeThreads);
+    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
   }
 
   // The merged state of a row of the block, over the warps that hold its M tile, in their order.
   LEAN_DEVICE SoftmaxState row_state(int32_t row) const {
     SoftmaxState state;
-    for (int warp = row / kMmaRows; warp < K::kWarps; warp += block_.m_tiles)
-      state = merge(state, shared_.states[warp * kMmaRows + row % kMmaRows]).state;
+    for (int warp = row / kMmaRows; warp < shared_.config.warps; warp += block_.m_tiles)
+      state = merge(state, shared_.states(warp)[row % kMmaRows]).state;
     return state;
   }
 
@@ -92,22 +92,21 @@ class Combine {
       for (int i = 0; i < 4; ++i) {
         const int half = i / 2, block = i % 2;
         const Float2 acc = rows.acc(slice * 2 + block, half);
-        float* target =
-            shared_.slices + (warp_ * kMmaRows + half * 8 + lane_ / 4) * kSlicePitch + block * 8 + lane_ % 4 * 2;
+        float* target = shared_.slice(warp_) + (half * 8 + lane_ / 4) * kSlicePitch + block * 8 + lane_ % 4 * 2;
         *reinterpret_cast<Float2*>(target) = Float2{scale[half] * acc.x, scale[half] * acc.y};
       }
-      sync_named(K::kComputeBarrier, K::kComputeThreads);
+      sync_named(K::kComputeBarrier, compute_threads(shared_.config));
 #pragma unroll
       for (int item = 0; item < kItems; ++item) {
         const int32_t row = item_row(item);
         if (row >= block_.count) continue;
         Float4 sum{0, 0, 0, 0};
-        for (int warp = row / kMmaRows; warp < K::kWarps; warp += block_.m_tiles)
-          sum = sum + *reinterpret_cast<const Float4*>(
-                          shared_.slices + (warp * kMmaRows + row % kMmaRows) * kSlicePitch + thread_ % 4 * 4);
+        for (int warp = row / kMmaRows; warp < shared_.config.warps; warp += block_.m_tiles)
+          sum = sum +
+                *reinterpret_cast<const Float4*>(shared_.slice(warp) + row % kMmaRows * kSlicePitch + thread_ % 4 * 4);
         store(item, slice * kSliceDims + thread_ % 4 * 4, sum);
       }
-      sync_named(K::kComputeBarrier, K::kComputeThreads);
+      sync_named(K::kComputeBarrier, compute_threads(shared_.config));
     }
   }
 

@@ -38,11 +38,11 @@ class CudaBackend final : public Backend {
   int64_t processors() const override { return info_.num_processors; }
   int64_t default_workers(const PlanRequest& request) const override {
     api::use_device(device_);
-    return resident_workers(request.kv_type, request.head_dim, request.launch);
+    return resident_workers(request.kv_type, request.head_dim, request.rows, request.launch);
   }
   int32_t tile_tokens(const PlanRequest& request) const override {
     api::use_device(device_);
-    return lean::tile_tokens(request.kv_type, request.head_dim, request.launch);
+    return lean::tile_tokens(request.kv_type, request.head_dim, request.rows, request.launch);
   }
   size_t workspace_bytes(const Plan& plan, int32_t rows) const override {
     const LaunchPlan launch = launch_of(plan, rows);

@@ -33,39 +33,38 @@ template <class T, int kHeadDim, Variant kVariant>
 struct DecodeKernel {
   using K = Traits<T, kHeadDim, kVariant>;
   using Params = KernelParams;
-  static constexpr int kThreads = K::kThreads;
-  static constexpr int kCtasPerSm = K::kConfig.ctas_per_sm;
-  static constexpr int kSharedBytes = K::kLayout.bytes;
+  static constexpr int kThreads = K::kMaxThreads;
+  static constexpr int kCtasPerSm = 1;  // of so many threads; of fewer, as many as the table says (compile-report.cjs)
 
   LEAN_DEVICE static void run(const Params& params, char* base) {
     const DecodeParams& decode = params.decode;
-    const SharedMemory<K> shared(base);
-    char* ring = base + K::kLayout.ring;
-    const RowBlock block = RowBlock::of_cta<K>(decode.rows());
+    const SharedMemory<K> shared(base, K::config(params));
+    const RowBlock block = RowBlock::of_cta(decode.rows(), shared.config);
     const int64_t worker = cta_index_x();
 
-    if constexpr (K::kBulk) prepare_bulk_ring<K>(params, shared, ring);
-    if (!params.first_tile) build_tile_map(params, K::kTileTokens, shared.first_tile, shared.warp_totals);
-    const TileMap& map = shared.work->map;
-    const Schedule& schedule = shared.work->schedule;
+    if constexpr (K::kBulk) prepare_bulk_ring<K>(params, shared);
+    if (!params.first_tile) build_tile_map(params, shared.first_tile(), shared.warp_totals());
+    const TileMap& map = shared.work()->map;
+    const Schedule& schedule = shared.work()->schedule;
     if (thread_index() == 0) {
-      shared.work->map = {params.first_tile ? params.first_tile : shared.first_tile, decode.batch, decode.num_kv_heads};
-      shared.work->schedule = make_schedule(params, map);
-      if (worker < schedule.num_workers) new (shared.work->start) WorkCursor(schedule, map, worker);
+      shared.work()->map = {params.first_tile ? params.first_tile : shared.first_tile(), decode.batch,
+                            decode.num_kv_heads};
+      shared.work()->schedule = make_schedule(params, map);
+      if (worker < schedule.num_workers) new (shared.work()->start) WorkCursor(schedule, map, worker);
     }
     sync_cta();
     if (worker == 0 && cta_index_y() == 0) check_context_lengths(params);
     write_empty_outputs<K>(decode, map, block);
     if (worker >= schedule.num_workers) return;
     if constexpr (K::kBulk) {
-      if (warp_index() == K::kWarps) {
-        produce<K>(params, shared, ring);
+      if (warp_index() == shared.config.warps) {
+        produce<K>(params, shared);
       } else {
         BulkRing<K> tiles(shared);
         compute(params, worker, shared, block, tiles);
       }
     } else {
-      AsyncRing<K> tiles(params, shared, block.m_tiles);
+      AsyncRing<K> tiles(params, shared, TokenGroup::of_warp(block, shared.config));
       compute(params, worker, shared, block, tiles);
     }
   }
@@ -80,34 +79,33 @@ struct DecodeKernel {
 
   // The worker's next segment, the same for all computing threads; false: there is none.
   LEAN_DEVICE static bool next_segment(const SharedMemory<K>& shared) {
-    sync_named(K::kComputeBarrier, K::kComputeThreads);  // nobody reads the last one any more
+    sync_named(K::kComputeBarrier, compute_threads(shared.config));  // nobody reads the last one any more
     if (thread_index() == 0)
-      *shared.flag = reinterpret_cast<WorkCursor*>(shared.work->cursor)->next(shared.work->segment);
-    sync_named(K::kComputeBarrier, K::kComputeThreads);
-    return *shared.flag != 0;
+      *shared.flag() = reinterpret_cast<WorkCursor*>(shared.work()->cursor)->next(shared.work()->segment);
+    sync_named(K::kComputeBarrier, compute_threads(shared.config));
+    return *shared.flag() != 0;
   }
 
   template <class Ring>
   LEAN_DEVICE static void compute(const KernelParams& params, int64_t worker, const SharedMemory<K>& shared,
                                   const RowBlock& block, Ring& tiles) {
-    const int m_tile = warp_index() % block.m_tiles;
-    const int first_step = warp_index() / block.m_tiles * block.m_tiles;  // the warp's token group attends to these
-    const Segment& segment = shared.work->segment;
+    const TokenGroup group = TokenGroup::of_warp(block, shared.config);
+    const Segment& segment = shared.work()->segment;
     if (thread_index() == 0)
-      new (shared.work->cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(shared.work->start));
+      new (shared.work()->cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(shared.work()->start));
     while (next_segment(shared)) {
       const DecodeParams decode = per_segment(params.decode);
       const int32_t length = context_length(params, segment.sequence);
       RowTile<K> rows;
-      rows.begin(decode, segment.sequence, segment.kv_head, length, block, m_tile, shared);
+      rows.begin(decode, segment.sequence, segment.kv_head, length, block, group.m_tile, shared);
       const int32_t end = static_cast<int32_t>(segment.end);
       for (int32_t tile = static_cast<int32_t>(segment.begin); tile < end; ++tile) {
         const SharedAddress k_rows = tiles.acquire();
-        for (int step = first_step; step < first_step + block.m_tiles; ++step) {
-          const int32_t token = tile * K::kTileTokens + step * K::kStepTokens;
+        for (int step = group.first_step; step < group.end_step; ++step) {
+          const int32_t token = tile * shared.config.tile_tokens + step * kStepTokens;
           if (token >= length) break;
-          const SharedAddress k_step = k_rows + step * K::kStepTokens * K::kPitch;
-          rows.attend(k_step, k_step + K::kTileTokens * K::kPitch, token);
+          const SharedAddress k_step = k_rows + step * K::kStepBytes;
+          rows.attend(k_step, k_step + kStepTokens * K::kPitch, token);
         }
         tiles.release();
       }

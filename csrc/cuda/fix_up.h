@@ -89,11 +89,11 @@ class FixUp {
   // Counts this CTA's arrival, after all its threads' stores; true for the last of `count`, which then sees
   // everybody's.
   LEAN_DEVICE bool is_last(uint32_t* counter, int64_t count) const {
-    sync_named(K::kComputeBarrier, K::kComputeThreads);
+    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
     const uint32_t last = static_cast<uint32_t>(count - 1);
-    if (thread_ == 0) *shared_.flag = atomic_increment_wrap(counter, last) == last;
-    sync_named(K::kComputeBarrier, K::kComputeThreads);
-    return *shared_.flag != 0;
+    if (thread_ == 0) *shared_.flag() = atomic_increment_wrap(counter, last) == last;
+    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
+    return *shared_.flag() != 0;
   }
 
   // Four dims of one row, merged over the members in their order.
@@ -125,7 +125,7 @@ class FixUp {
   LEAN_DEVICE void merge_members(const Segment& segment, const Members& members, bool whole) const {
     const PartialSlot<K> target = slot(segment, members.begin);
 #pragma unroll 1
-    for (int32_t i = thread_; i < block_.count * kQuads; i += K::kComputeThreads) {
+    for (int32_t i = thread_; i < block_.count * kQuads; i += compute_threads(shared_.config)) {
       const int32_t row = i / kQuads, dim = i % kQuads * 4;
       const Partial merged = merge_partials(segment, members, row, dim);
       if (whole) {
@@ -136,13 +136,15 @@ class FixUp {
         if (dim == 0) store_global(decode_.lse + out, result.lse);
       } else {
         store_global(target.acc(row, dim), merged.acc);
-        if (dim == 0) shared_.states[row] = merged.state;
+        if (dim == 0) shared_.states(row / kMmaRows)[row % kMmaRows] = merged.state;
       }
     }
     if (whole) return;
-    sync_named(K::kComputeBarrier, K::kComputeThreads);
-    for (int32_t row = thread_; row < block_.count; row += K::kComputeThreads)
-      store_global(target.state(row), Float2{shared_.states[row].m, shared_.states[row].l});
+    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
+    for (int32_t row = thread_; row < block_.count; row += compute_threads(shared_.config)) {
+      const SoftmaxState state = shared_.states(row / kMmaRows)[row % kMmaRows];
+      store_global(target.state(row), Float2{state.m, state.l});
+    }
   }
 
   const DecodeParams& decode_;

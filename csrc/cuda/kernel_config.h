@@ -1,13 +1,10 @@
-// The launch configuration: one table for all architectures and head dims, and what follows from it.
+// What a kernel is launched with, and what follows from it: sizes, and where things lie in shared memory. Host and
+// kernels work it out by the same functions; config_table.h says what launches take.
 //
-// A stage holds one LeanTile: its rows of K, then its rows of V. Each row is followed by 16 unused bytes, so that the
-// pitch is an odd number of 16-byte chunks: the 8 rows that one ldmatrix phase reads then lie in different banks for
-// every head dim, and both copy paths (16-byte copies and bulk copies of a row) write the same layout.
-//
-// How to read a row: tile_tokens x (2 x head_dim + 16) x 2 bytes a stage; stages - 1 of them are in flight while one is
-// computed; times ctas_per_sm is what an SM has in flight. 64 to 128 KB hide the latency of HBM on an H200 (4.8 TB/s
-// x 0.7 us / 132 SMs = 26 KB at the very least). Changing a row changes speed and where tiles are cut, never what is
-// computed.
+// A stage holds one LeanTile in steps of 16 tokens, the step's rows of K and then its rows of V. Each row is followed
+// by 16 unused bytes, so that the pitch is an odd number of 16-byte chunks: the 8 rows that one ldmatrix phase reads
+// then lie in different banks for every head dim, and both copy paths (16-byte copies and bulk copies of a row) write
+// the same layout.
 #pragma once
 
 #include <cstdint>
@@ -29,55 +26,24 @@ struct KernelConfig {
   int head_dim;     // of the instance; tensors of a smaller one are padded with zeros on the way in
   int tile_tokens;  // tokens of a LeanTile
   int stages;       // tiles in the ring
-  int warps;        // that compute; each takes tile_tokens / warps tokens of a tile in one step
+  int warps;        // that compute; with a step of the tile each, or fewer steps than warps, which then share them
   int ctas_per_sm;
 };
 
-inline constexpr int kNumHeadDims = 7;
-inline constexpr KernelConfig kConfigs[kNumVariants][kNumHeadDims] = {
-    // Compact: GDDR memory asks for little in flight. Two warps where four would make a stage too large.
-    {{64, 64, 2, 4, 2},
-     {80, 64, 4, 4, 1},
-     {96, 64, 3, 4, 1},
-     {112, 64, 2, 4, 1},
-     {128, 64, 2, 4, 1},
-     {192, 32, 3, 2, 1},
-     {256, 32, 2, 2, 1}},
-    // Ampere
-    {{64, 64, 3, 4, 2},
-     {80, 64, 3, 4, 2},
-     {96, 64, 2, 4, 2},
-     {112, 64, 2, 4, 2},
-     {128, 64, 2, 4, 2},
-     {192, 64, 2, 4, 1},
-     {256, 64, 2, 4, 1}},
-    // Hopper
-    {{64, 64, 5, 4, 2},
-     {80, 64, 4, 4, 2},
-     {96, 64, 3, 4, 2},
-     {112, 64, 3, 4, 2},
-     {128, 64, 3, 4, 2},
-     {192, 64, 4, 4, 1},
-     {256, 64, 3, 4, 1}},
-    // Hopper, bulk copies
-    {{64, 64, 5, 4, 2},
-     {80, 64, 4, 4, 2},
-     {96, 64, 3, 4, 2},
-     {112, 64, 3, 4, 2},
-     {128, 64, 3, 4, 2},
-     {192, 64, 4, 4, 1},
-     {256, 64, 3, 4, 1}},
-};
+inline constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};  // one instance each
+inline constexpr int kMmaRows = 16;                                   // query rows of an M tile: M of the instruction
+inline constexpr int kStepTokens = 16;                                // tokens that a warp attends to at once
+inline constexpr int kMinStages = 2;
+inline constexpr int kMaxStages = 6;
 
-// The smallest instance that holds a head dim, as an index into a variant's row; -1: none.
-constexpr int head_dim_index(int head_dim) {
-  for (int i = 0; i < kNumHeadDims; ++i)
-    if (head_dim <= kConfigs[0][i].head_dim) return i;
-  return -1;
-}
+// The most that an instance can run with: beyond head dim 128 more would find no M tile of their own (max_m_tiles).
+LEAN_HD constexpr int max_warps(int head_dim) { return head_dim > 128 ? 4 : 8; }
 
-constexpr KernelConfig kernel_config(Variant variant, int head_dim) {
-  return kConfigs[static_cast<int>(variant)][head_dim_index(head_dim)];
+// The head dim of the smallest instance that holds a tensor's; 0: none does.
+constexpr int instance_head_dim(int head_dim) {
+  for (const int instance : kHeadDims)
+    if (head_dim <= instance) return instance;
+  return 0;
 }
 
 constexpr bool has_producer(Variant variant) { return variant == Variant::kHopperBulk; }
@@ -101,46 +67,60 @@ constexpr bool compiled_for(Variant variant, int architecture) {
 
 // ---- What follows from a configuration --------------------------------------------------------------------------
 
-inline constexpr int kMmaRows = 16;           // M of the matrix instruction: query rows of one M tile
 inline constexpr int kSliceDims = 16;         // the warps of a CTA combine their states in slices of so many dims
 inline constexpr int kSlicePitch = 24;        // floats from row to row of a slice: free of bank conflicts
 inline constexpr int kSharedBatch = 384;      // sequences whose tile prefix fits into shared memory
 inline constexpr int kSharedWorkBytes = 240;  // of SharedWork
 inline constexpr int kSegmentWalkBytes = 80;  // of SegmentWalk
 
-constexpr int compute_threads(const KernelConfig& config) { return config.warps * 32; }
+LEAN_HD constexpr int compute_threads(const KernelConfig& config) { return config.warps * 32; }
 constexpr int cta_threads(Variant variant, const KernelConfig& config) {
   return compute_threads(config) + (has_producer(variant) ? 32 : 0);
 }
 
 // Large heads keep their query rows in shared memory: beside acc the registers do not hold them.
-constexpr bool query_in_shared(const KernelConfig& config) { return config.head_dim > 128; }
+LEAN_HD constexpr bool query_in_shared(int head_dim) { return head_dim > 128; }
 
 // Query rows that one CTA attends to: an M tile a warp at most, and two where they take shared memory.
-constexpr int max_m_tiles(const KernelConfig& config) {
-  return query_in_shared(config) && config.warps > 2 ? 2 : config.warps;
+inline constexpr int kMaxSharedMTiles = 2;
+LEAN_HD constexpr int max_m_tiles(const KernelConfig& config) {
+  return query_in_shared(config.head_dim) && config.warps > kMaxSharedMTiles ? kMaxSharedMTiles : config.warps;
 }
-constexpr int row_block(const KernelConfig& config) { return max_m_tiles(config) * kMmaRows; }
+LEAN_HD constexpr int row_block(const KernelConfig& config) { return max_m_tiles(config) * kMmaRows; }
 
-constexpr int row_pitch(const KernelConfig& config) { return config.head_dim * 2 + 16; }
-constexpr int stage_bytes(const KernelConfig& config) { return 2 * config.tile_tokens * row_pitch(config); }
+// Warps that attend to the same tokens, at least: a tile has no step for each.
+LEAN_HD constexpr int min_m_tiles(const KernelConfig& config) {
+  return config.warps * kStepTokens / config.tile_tokens;
+}
 
-// The dynamic shared memory of a CTA: byte offsets, in the order in which the arrays lie.
+LEAN_HD constexpr int row_pitch(int head_dim) { return head_dim * 2 + 16; }
+LEAN_HD constexpr int step_bytes(int head_dim) { return 2 * kStepTokens * row_pitch(head_dim); }
+LEAN_HD constexpr int stage_bytes(const KernelConfig& config) {
+  return config.tile_tokens / kStepTokens * step_bytes(config.head_dim);
+}
+constexpr int bytes_in_flight(const KernelConfig& config) {
+  return (config.stages - 1) * stage_bytes(config) * config.ctas_per_sm;
+}
+
+// A CTA's dynamic shared memory: byte offsets, in the order in which the arrays lie. What depends on the number of
+// warps comes last but for the ring, which depends on that of the stages too; so kernels know all offsets but its own.
 struct SharedLayout {
-  int ring;         // [stages][K, V][tile_tokens][row_pitch] bytes
-  int query;        // [max_m_tiles][kMmaRows][row_pitch] bytes, or nothing
-  int slices;       // [warps][kMmaRows][kSlicePitch] float: one slice of every warp's acc
-  int states;       // [warps][kMmaRows] SoftmaxState
   int first_tile;   // [kSharedBatch + 1] int64
-  int warp_totals;  // [warps + 1] int64
-  int barriers;     // [2][stages] mbarriers: a stage is full, a stage is empty
+  int warp_totals;  // [kMaxWarps + 1] int64
+  int barriers;     // [2][kMaxStages] mbarriers: a stage is full, a stage is empty
   int work;         // SharedWork: the worker's place in the schedule, kept here because registers are dearer
-  int walks;        // [warps] SegmentWalk: of each warp that copies
   int flag;         // int32: what one thread tells the others
-  int bytes;
+  int query;        // [kMaxSharedMTiles][kMmaRows][row_pitch] bytes, or nothing
+  int warps;  // [warps][kWarpBytes]; then the ring, [stages][tile_tokens / kStepTokens][K, V][kStepTokens][row_pitch]
 };
 
-constexpr SharedLayout shared_layout(const KernelConfig& config) {
+// Each warp's own part, byte offsets in it.
+inline constexpr int kWarpSlice = 0;                                         // [kMmaRows][kSlicePitch] float
+inline constexpr int kWarpStates = kWarpSlice + kMmaRows * kSlicePitch * 4;  // [kMmaRows] SoftmaxState
+inline constexpr int kWarpWalk = kWarpStates + kMmaRows * 8;                 // SegmentWalk, of a warp that copies
+inline constexpr int kWarpBytes = (kWarpWalk + kSegmentWalkBytes + 15) / 16 * 16;
+
+LEAN_HD constexpr SharedLayout shared_layout(int head_dim) {
   SharedLayout layout{};
   int end = 0;
   const auto place = [&end](int bytes) {
@@ -148,46 +128,29 @@ constexpr SharedLayout shared_layout(const KernelConfig& config) {
     end = (end + bytes + 15) / 16 * 16;
     return offset;
   };
-  layout.ring = place(config.stages * stage_bytes(config));
-  layout.query = place(query_in_shared(config) ? row_block(config) * row_pitch(config) : 0);
-  layout.slices = place(config.warps * kMmaRows * kSlicePitch * 4);
-  layout.states = place(config.warps * kMmaRows * 8);
   layout.first_tile = place((kSharedBatch + 1) * 8);
-  layout.warp_totals = place((config.warps + 1) * 8);
-  layout.barriers = place(2 * config.stages * 8);
+  layout.warp_totals = place((max_warps(head_dim) + 1) * 8);
+  layout.barriers = place(2 * kMaxStages * 8);
   layout.work = place(kSharedWorkBytes);
-  layout.walks = place(config.warps * kSegmentWalkBytes);
   layout.flag = place(4);
-  layout.bytes = end;
+  layout.query = place(query_in_shared(head_dim) ? kMaxSharedMTiles * kMmaRows * row_pitch(head_dim) : 0);
+  layout.warps = end;
   return layout;
 }
 
-// ---- The table's promises ---------------------------------------------------------------------------------------
-
-struct SharedLimits {
-  int per_block;
-  int per_sm;
-};
-inline constexpr int kSharedReserve = 1024;  // what the system takes of an SM's shared memory for every CTA
-inline constexpr SharedLimits kSharedLimits[kNumVariants] = {
-    {99 * 1024, 100 * 1024}, {163 * 1024, 164 * 1024}, {227 * 1024, 228 * 1024}, {227 * 1024, 228 * 1024}};
-
-constexpr bool config_is_sound(Variant variant, const KernelConfig& config) {
-  const SharedLimits limits = kSharedLimits[static_cast<int>(variant)];
-  const int bytes = shared_layout(config).bytes;
-  const bool fits = bytes <= limits.per_block && (bytes + kSharedReserve) * config.ctas_per_sm <= limits.per_sm;
-  const bool warps = config.warps == 1 || config.warps == 2 || config.warps == 4;  // M tiles divide them evenly
-  const int step = config.tile_tokens / config.warps;
-  return fits && warps && config.stages >= 2 && (step == 16 || step == 32) && config.tile_tokens % 32 == 0 &&
-         row_pitch(config) / 16 % 2 == 1;
+LEAN_HD constexpr int ring_offset(const KernelConfig& config) {
+  return shared_layout(config.head_dim).warps + config.warps * kWarpBytes;
+}
+constexpr int shared_bytes(const KernelConfig& config) {
+  return ring_offset(config) + config.stages * stage_bytes(config);
 }
 
-constexpr bool table_is_sound() {
-  for (int v = 0; v < kNumVariants; ++v)
-    for (int d = 0; d < kNumHeadDims; ++d)
-      if (!config_is_sound(static_cast<Variant>(v), kConfigs[v][d])) return false;
-  return true;
+// Tile and warps make whole groups of warps, each with an M tile for every warp (see kv_ring.h).
+constexpr bool can_be_split(const KernelConfig& config) {
+  const int warps = config.warps, tile = config.tile_tokens;
+  const bool power_of_two = warps >= 1 && (warps & (warps - 1)) == 0;
+  return power_of_two && warps <= max_warps(config.head_dim) && tile >= kStepTokens &&
+         warps * kStepTokens % tile == 0 && tile % kStepTokens == 0 && min_m_tiles(config) <= max_m_tiles(config);
 }
-static_assert(table_is_sound(), "a launch configuration exceeds its architecture's shared memory, or cannot be split");
 
 }  // namespace lean

@@ -1,5 +1,5 @@
-// The one generic __global__ function: any kernel functor (Params, kThreads, kCtasPerSm, kSharedBytes, run) behind it.
-// Only for nvcc: elsewhere the functors are run as they are.
+// The one generic __global__ function: any kernel functor (Params, kThreads at most, kCtasPerSm of these, run) behind
+// it. Only for nvcc: elsewhere the functors are run as they are.
 #pragma once
 
 #include "decode_kernel.h"

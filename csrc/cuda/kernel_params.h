@@ -6,6 +6,7 @@
 
 #include "../core/decode_params.h"
 #include "../core/schedule.h"
+#include "kernel_config.h"
 
 namespace lean {
 
@@ -13,6 +14,7 @@ namespace lean {
 // a grid row (y) computes one block, with partials and counters of its own.
 struct KernelParams {
   DecodeParams decode;
+  KernelConfig config;
 
   Strategy strategy;
   int32_t num_splits;  // fixed-split only
@@ -23,12 +25,6 @@ struct KernelParams {
   float* partials;      // [row blocks, slots, slot_floats]
   uint32_t* counters;  // [row blocks, 2, slots] first-level arrivals, then last-level ones; 0 before and after a launch
   uint32_t* status;    // [1] bits of KernelStatus, set by the kernels and cleared by the host
-};
-
-// Of the kernel that fills first_tile.
-struct TileMapParams {
-  KernelParams kernel;
-  int32_t tile_tokens;
 };
 
 // What a kernel met in device memory that the host could not check. The launch ends normally: such tokens count as

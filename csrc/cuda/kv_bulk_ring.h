@@ -13,38 +13,39 @@ namespace lean {
 template <class K>
 struct BulkBarriers {
   LEAN_DEVICE static SharedAddress full(const SharedMemory<K>& shared, int stage) {
-    return shared.barriers + stage * 8;
+    return shared.barriers() + stage * 8;
   }
   LEAN_DEVICE static SharedAddress empty(const SharedMemory<K>& shared, int stage) {
-    return shared.barriers + (K::kStages + stage) * 8;
+    return shared.barriers() + (kMaxStages + stage) * 8;
   }
 };
 
 // The stage and the phase that a side of the ring has come to.
-template <class K>
 struct RingPosition {
   int stage = 0;
   uint32_t parity = 0;
 
-  LEAN_DEVICE void advance() {
-    if (++stage < K::kStages) return;
+  LEAN_DEVICE void advance(int stages) {
+    if (++stage < stages) return;
     stage = 0;
     parity ^= 1;
   }
 };
 
 // Zeroes the columns between the tensors' head dim and the instance's, which no copy touches, and makes the barriers
-// ready. By all threads, before a sync_cta(). `ring` is the ring as ordinary memory.
+// ready. By all threads, before a sync_cta().
 template <class K>
-LEAN_DEVICE void prepare_bulk_ring(const KernelParams& params, const SharedMemory<K>& shared, char* ring) {
+LEAN_DEVICE void prepare_bulk_ring(const KernelParams& params, const SharedMemory<K>& shared) {
+  char* const ring = shared.ring();
+  const KernelConfig& config = shared.config;
   const int first_pad = params.decode.head_dim / 8;
   const int pads = K::kHeadDim / 8 - first_pad;
-  for (int i = thread_index(); i < pads * K::kStages * 2 * K::kTileTokens; i += num_threads())
+  for (int i = thread_index(); i < pads * config.stages * 2 * config.tile_tokens; i += num_threads())
     *reinterpret_cast<Float4*>(ring + i / pads * K::kPitch + (first_pad + i % pads) * 16) = Float4{0, 0, 0, 0};
   if (thread_index() == 0) {
-    for (int stage = 0; stage < K::kStages; ++stage) {
+    for (int stage = 0; stage < config.stages; ++stage) {
       barrier_init(BulkBarriers<K>::full(shared, stage), 1);
-      barrier_init(BulkBarriers<K>::empty(shared, stage), K::kWarps);
+      barrier_init(BulkBarriers<K>::empty(shared, stage), config.warps);
     }
   }
   fence_async_proxy();
@@ -52,25 +53,29 @@ LEAN_DEVICE void prepare_bulk_ring(const KernelParams& params, const SharedMemor
 
 // The producer warp's whole work. Collective.
 template <class K>
-LEAN_DEVICE void produce(const KernelParams& params, const SharedMemory<K>& shared, char* ring) {
+LEAN_DEVICE void produce(const KernelParams& params, const SharedMemory<K>& shared) {
   using Element = typename K::Element;
-  constexpr int kRowsPerLane = K::kTileTokens / kWarpLanes;
+  constexpr int kRowsPerLane = K::kMaxWarps * kStepTokens / kWarpLanes;
+  const int tile_tokens = shared.config.tile_tokens;
   const DecodeParams& decode = params.decode;
   const CachePolicy policy = num_ctas_y() == 1 ? evict_first_policy() : evict_normal_policy();
   const uint32_t row_bytes = decode.head_dim * sizeof(Element);
-  TileWalk walk(params, *shared.work, shared.walks, K::kTileTokens);
+  TileWalk walk(params, *shared.work(), shared.walk(0));
+  // The rows of the tile that a lane copies, and where in a stage their K lies.
+  const auto row_of = [](int i) { return i * kWarpLanes + lane_index(); };
+  const auto offset_of = [](int row) { return row / kStepTokens * K::kStepBytes + row % kStepTokens * K::kPitch; };
   TilePlace place{};
   TokenRows rows[kRowsPerLane];
   const auto look_up_next = [&]() {
     if (!walk.next(place)) return false;
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i)
-      rows[i].look_up(decode, place, place.first_token + i * kWarpLanes + lane_index());
+      if (row_of(i) < tile_tokens) rows[i].look_up(decode, place, place.first_token + row_of(i));
     return true;
   };
 
-  RingPosition<K> position;
-  for (bool more = look_up_next(); more; position.advance()) {
+  RingPosition position;
+  for (bool more = look_up_next(); more; position.advance(shared.config.stages)) {
     RowOffsets offsets[kRowsPerLane];
     int num_valid = 0;
 #pragma unroll
@@ -82,15 +87,15 @@ LEAN_DEVICE void produce(const KernelParams& params, const SharedMemory<K>& shar
 
     const SharedAddress full = BulkBarriers<K>::full(shared, position.stage);
     barrier_wait(BulkBarriers<K>::empty(shared, position.stage), position.parity ^ 1);
-    const int stage_offset = position.stage * K::kStageBytes;
-    if (num_valid < K::kTileTokens) {
+    char* const stage = shared.ring() + position.stage * stage_bytes(shared.config);
+    if (num_valid < tile_tokens) {
 #pragma unroll
       for (int i = 0; i < kRowsPerLane; ++i) {
-        if (offsets[i].k >= 0) continue;
-        char* k_row = ring + stage_offset + (i * kWarpLanes + lane_index()) * K::kPitch;
+        if (offsets[i].k >= 0 || row_of(i) >= tile_tokens) continue;
+        char* const k_row = stage + offset_of(row_of(i));
         for (int chunk = 0; chunk < K::kHeadDim / 8; ++chunk) {
           *reinterpret_cast<Float4*>(k_row + chunk * 16) = Float4{0, 0, 0, 0};
-          *reinterpret_cast<Float4*>(k_row + K::kTileTokens * K::kPitch + chunk * 16) = Float4{0, 0, 0, 0};
+          *reinterpret_cast<Float4*>(k_row + kStepTokens * K::kPitch + chunk * 16) = Float4{0, 0, 0, 0};
         }
       }
       fence_async_proxy();  // before the bulk copies that will refill these rows
@@ -101,10 +106,10 @@ LEAN_DEVICE void produce(const KernelParams& params, const SharedMemory<K>& shar
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
       if (offsets[i].k < 0) continue;
-      const SharedAddress k_row = shared.ring + stage_offset + (i * kWarpLanes + lane_index()) * K::kPitch;
+      const SharedAddress k_row = shared_address(stage) + offset_of(row_of(i));
       copy_bulk(k_row, static_cast<const Element*>(decode.k) + offsets[i].k, row_bytes, full, policy);
-      copy_bulk(k_row + K::kTileTokens * K::kPitch, static_cast<const Element*>(decode.v) + offsets[i].v, row_bytes,
-                full, policy);
+      copy_bulk(k_row + kStepTokens * K::kPitch, static_cast<const Element*>(decode.v) + offsets[i].v, row_bytes, full,
+                policy);
     }
   }
 }
@@ -118,18 +123,18 @@ class BulkRing {
   LEAN_DEVICE SharedAddress acquire() {
     barrier_wait(BulkBarriers<K>::full(shared_, position_.stage), position_.parity);
     sync_warp();  // lanes may return from the wait apart; what follows is collective
-    return shared_.ring + position_.stage * K::kStageBytes;
+    return shared_address(shared_.ring()) + position_.stage * stage_bytes(shared_.config);
   }
 
   LEAN_DEVICE void release() {
     sync_warp();  // all lanes have read
     if (lane_index() == 0) barrier_arrive(BulkBarriers<K>::empty(shared_, position_.stage));
-    position_.advance();
+    position_.advance(shared_.config.stages);
   }
 
  private:
   const SharedMemory<K>& shared_;
-  RingPosition<K> position_;
+  RingPosition position_;
 };
 
 }  // namespace lean

@@ -48,8 +48,8 @@ static_assert(sizeof(SegmentWalk) <= kSegmentWalkBytes);
 class TileWalk {
  public:
   // `storage` has room for a SegmentWalk, and is this warp's own. Collective.
-  LEAN_DEVICE TileWalk(const KernelParams& params, const SharedWork& work, char* storage, int32_t tile_tokens)
-      : params_(params), walk_(reinterpret_cast<SegmentWalk*>(storage)), tile_tokens_(tile_tokens) {
+  LEAN_DEVICE TileWalk(const KernelParams& params, const SharedWork& work, char* storage)
+      : params_(params), walk_(reinterpret_cast<SegmentWalk*>(storage)) {
     if (lane_index() == 0)
       new (storage) SegmentWalk{*reinterpret_cast<const WorkCursor*>(work.start), 0, 0, 0, 0, 0, true};
   }
@@ -64,14 +64,13 @@ class TileWalk {
       tile_ = walk_->begin;
       segment_end_ = walk_->end;
     }
-    place = {walk_->sequence, walk_->kv_head, tile_++ * tile_tokens_, walk_->context_length};
+    place = {walk_->sequence, walk_->kv_head, tile_++ * params_.config.tile_tokens, walk_->context_length};
     return true;
   }
 
  private:
   const KernelParams& params_;
   SegmentWalk* walk_;
-  int32_t tile_tokens_;
   int32_t tile_ = 0;
   int32_t segment_end_ = 0;
 };

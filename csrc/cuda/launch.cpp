@@ -4,8 +4,10 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <vector>
 
 #include "../runtime/error.h"
+#include "config_table.h"
 #include "instances.h"
 
 namespace lean {
@@ -16,12 +18,13 @@ namespace {
 
 constexpr size_t kCounterHeader = 16;  // the status word, padded
 
+[[noreturn]] void refuse(const std::string& sentence) { throw Error(ErrorCode::kInvalidArgument, sentence); }
+
 // A kernel that this device can run, made ready for its shared memory.
 struct ReadyKernel {
   const void* function;
   Variant variant;
   KernelConfig config;
-  int ctas_per_sm;
   int shared_bytes;
   int64_t resident_ctas;  // on the whole device
 };
@@ -51,15 +54,51 @@ const void* find_kernel(int head_dim, Variant variant) {
 constexpr Variant kAsyncVariants[] = {Variant::kHopper, Variant::kAmpere, Variant::kCompact};
 constexpr Variant kBulkVariants[] = {Variant::kHopperBulk};
 
-// Shared memory that so many CTAs of an SM may have each, and one more may not.
-int shared_bytes_for(Variant variant, const KernelConfig& config, int ctas_per_sm) {
-  const int needed = shared_layout(config).bytes;
-  if (ctas_per_sm >= config.ctas_per_sm) return needed;
-  const SharedLimits limits = kSharedLimits[static_cast<int>(variant)];
-  return std::min(limits.per_block, std::max(needed, limits.per_sm / (ctas_per_sm + 1)));
+// Shared memory that config.ctas_per_sm CTAs of an SM may have each, and one more may not.
+int padded_shared_bytes(Variant variant, const KernelConfig& config) {
+  const int needed = shared_bytes(config);
+  if (config.ctas_per_sm >= max_ctas(variant, config)) return needed;
+  const SharedLimits limits = shared_limits(variant);
+  return std::min(limits.per_block, std::max(needed, limits.per_sm / (config.ctas_per_sm + 1)));
 }
 
-ReadyKernel make_ready(int device, DType kv_type, int head_dim, const LaunchOptions& options) {
+std::string one_of(const std::vector<int>& values) {
+  std::string text;
+  for (size_t i = 0; i < values.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == values.size() ? " or " : ", ") + std::to_string(values[i]);
+  return text;
+}
+
+// Refuses a configuration that a launch chose and cannot have, and says what it can.
+void check_choice(Variant variant, const KernelConfig& config) {
+  const auto number = [](int value) { return std::to_string(value); };
+  const auto refuse_choice = [](const char* name, const std::string& allowed, const std::string& where, int got) {
+    refuse("Expected `launch." + std::string(name) + "` to be " + allowed + " for " + where + ", got " +
+           std::to_string(got));
+  };
+  std::string where = "head dim " + number(config.head_dim);
+  std::vector<int> allowed;
+  for (int warps = 1; warps <= max_warps(config.head_dim); warps *= 2) allowed.push_back(warps);
+  if (std::find(allowed.begin(), allowed.end(), config.warps) == allowed.end())
+    refuse_choice("warps", one_of(allowed), where, config.warps);
+  where += " with " + number(config.warps) + " warps";
+  if (!can_be_split(config)) {
+    allowed.clear();
+    for (int m_tiles = max_m_tiles(config); m_tiles >= 1; m_tiles /= 2)
+      allowed.push_back(config.warps * kStepTokens / m_tiles);
+    refuse_choice("tileTokens", one_of(allowed), where, config.tile_tokens);
+  }
+  where += " and tiles of " + number(config.tile_tokens) + " tokens";
+  const int most_stages = max_stages(variant, config);
+  if (most_stages < kMinStages)
+    refuse("Expected a launch to fit two stages at least into a block's " + number(shared_limits(variant).per_block) +
+           " bytes of shared memory, got " + where + ", of " + number(stage_bytes(config)) + " bytes a stage");
+  if (config.stages < kMinStages || config.stages > most_stages)
+    refuse_choice("stages", "from " + number(kMinStages) + " to " + number(most_stages), where + " on this GPU",
+                  config.stages);
+}
+
+ReadyKernel make_ready(int device, DType kv_type, int head_dim, int64_t rows, const LaunchOptions& options) {
   const CopyPath copy_path = options.copies;
   const auto [first, last] = copy_path == CopyPath::kBulk
                                  ? std::pair(std::begin(kBulkVariants), std::end(kBulkVariants))
@@ -71,19 +110,22 @@ ReadyKernel make_ready(int device, DType kv_type, int head_dim, const LaunchOpti
     // PTX.
     const api::KernelCode code = api::kernel_code(function);
     if (!code.present || !compiled_for(*variant, code.ptx_architecture)) continue;
-    const KernelConfig config = kernel_config(*variant, head_dim);
-    if (options.ctas_per_sm < 0 || options.ctas_per_sm > config.ctas_per_sm)
-      throw Error(ErrorCode::kInvalidArgument, "Expected `launch.ctasPerSm` to be from 1 to " +
-                                                   std::to_string(config.ctas_per_sm) + " for head dim " +
-                                                   std::to_string(head_dim) + " on this GPU, got " +
-                                                   std::to_string(options.ctas_per_sm));
-    const int wanted = options.ctas_per_sm ? options.ctas_per_sm : config.ctas_per_sm;
-    const int bytes = shared_bytes_for(*variant, config, wanted);
+    KernelConfig config = launch_config(*variant, head_dim, rows,
+                                        {options.tile_tokens, options.stages, options.warps, options.ctas_per_sm});
+    check_choice(*variant, config);
     const api::DeviceInfo info = api::device_info(device);
-    if (static_cast<size_t>(bytes) > info.shared_bytes_per_block) continue;
-    const int ctas = std::min(wanted, api::resident_ctas(function, cta_threads(*variant, config), bytes));
-    if (ctas == 0) continue;
-    return {function, *variant, config, ctas, bytes, int64_t{info.num_processors} * ctas};
+    if (static_cast<size_t>(shared_bytes(config)) > info.shared_bytes_per_block) continue;
+    const int most = std::min(max_ctas(*variant, config),
+                              api::resident_ctas(function, cta_threads(*variant, config), shared_bytes(config)));
+    if (most == 0) continue;
+    if (options.ctas_per_sm < 0 || options.ctas_per_sm > most)
+      refuse("Expected `launch.ctasPerSm` to be from 1 to " + std::to_string(most) + " for head dim " +
+             std::to_string(head_dim) + " with " + std::to_string(config.warps) + " warps and " +
+             std::to_string(config.stages) + " stages of " + std::to_string(config.tile_tokens) +
+             " tokens on this GPU, got " + std::to_string(options.ctas_per_sm));
+    config.ctas_per_sm = std::min(config.ctas_per_sm, most);
+    return {function, *variant, config, padded_shared_bytes(*variant, config),
+            int64_t{info.num_processors} * config.ctas_per_sm};
   }
   throw Error(ErrorCode::kCudaUnavailable,
               copy_path == CopyPath::kBulk
@@ -92,25 +134,26 @@ ReadyKernel make_ready(int device, DType kv_type, int head_dim, const LaunchOpti
       .because("no-kernels");
 }
 
-const ReadyKernel& ready_kernel(DType kv_type, int32_t head_dim, const LaunchOptions& options) {
+const ReadyKernel& ready_kernel(DType kv_type, int32_t head_dim, int64_t rows, const LaunchOptions& options) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, DType, int, LaunchOptions>, ReadyKernel> kernels;
+  static std::map<std::tuple<int, DType, int, int64_t, LaunchOptions>, ReadyKernel> kernels;
   const int device = api::current_device();
-  const int instance = kConfigs[0][head_dim_index(head_dim)].head_dim;
-  const std::tuple key(device, kv_type, instance, options);
+  const int instance = instance_head_dim(head_dim);
+  // The table asks for no more than how many M tiles the rows are.
+  const int64_t m_tiles = (std::min<int64_t>(rows, shared_rows(instance)) + kMmaRows - 1) / kMmaRows;
+  const std::tuple key(device, kv_type, instance, m_tiles, options);
   const std::lock_guard lock(mutex);
   auto found = kernels.find(key);
-  if (found == kernels.end()) found = kernels.emplace(key, make_ready(device, kv_type, instance, options)).first;
+  if (found == kernels.end())
+    found = kernels.emplace(key, make_ready(device, kv_type, instance, m_tiles * kMmaRows, options)).first;
   return found->second;
 }
-
-[[noreturn]] void refuse(const std::string& sentence) { throw Error(ErrorCode::kInvalidArgument, sentence); }
 
 bool aligned(const void* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 void check_kernel(DType kv_type, int32_t head_dim) {
   if (kv_type != DType::kF16 && kv_type != DType::kBF16) refuse("The CUDA kernels read K and V in f16 or bf16");
-  if (head_dim < 8 || head_dim % 8 != 0 || head_dim_index(head_dim) < 0)
+  if (head_dim < 8 || head_dim % 8 != 0 || instance_head_dim(head_dim) == 0)
     refuse("The CUDA kernels need a head dim that is a multiple of 8 up to 256, got " + std::to_string(head_dim));
 }
 
@@ -159,8 +202,8 @@ size_t tile_map_bytes(const LaunchPlan& plan, int32_t batch) {
 LaunchPlan plan_launch(const LaunchRequest& request) {
   check_request(request);
   const DecodeParams& decode = request.decode;
-  const ReadyKernel& kernel = ready_kernel(decode.kv_type, decode.head_dim, request.options);
   const int32_t rows = decode.rows();
+  const ReadyKernel& kernel = ready_kernel(decode.kv_type, decode.head_dim, rows, request.options);
   LaunchPlan plan{};
   plan.variant = kernel.variant;
   plan.config = kernel.config;
@@ -168,7 +211,6 @@ LaunchPlan plan_launch(const LaunchRequest& request) {
   plan.workers = num_workers(request, kernel);
   plan.row_blocks = (rows + row_block(kernel.config) - 1) / row_block(kernel.config);
   plan.threads = cta_threads(kernel.variant, kernel.config);
-  plan.ctas_per_sm = kernel.ctas_per_sm;
   plan.shared_bytes = kernel.shared_bytes;
   plan.tile_map_kernel = decode.batch > kSharedBatch;
   if (plan.workers > 0x7fffffff || plan.row_blocks > 0xffff) refuse("The call is too large for one launch");
@@ -195,6 +237,7 @@ void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, api::St
   char* counters = static_cast<char*>(request.counters);
   KernelParams params{};
   params.decode = request.decode;
+  params.config = plan.config;
   params.strategy = request.strategy;
   params.num_splits = request.num_splits;
   params.snap_cuts = request.snap_cuts;
@@ -203,8 +246,7 @@ void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, api::St
   params.counters = reinterpret_cast<uint32_t*>(counters + kCounterHeader);
   params.status = request.status ? request.status : reinterpret_cast<uint32_t*>(counters);
   if (plan.tile_map_kernel) {
-    TileMapParams map{params, plan.config.tile_tokens};
-    api::launch(tile_map_kernel(), {1, 1}, kTileMapThreads, kTileMapSharedBytes, &map, stream);
+    api::launch(tile_map_kernel(), {1, 1}, kTileMapThreads, kTileMapSharedBytes, &params, stream);
   }
   const api::Grid grid{static_cast<unsigned>(plan.workers), static_cast<unsigned>(plan.row_blocks)};
   api::launch(plan.kernel, grid, plan.threads, plan.shared_bytes, &params, stream);
@@ -247,19 +289,20 @@ std::string LaunchPlan::describe() const {
   constexpr const char* kNames[] = {"compact", "ampere", "hopper", "hopper, bulk copies"};
   return std::string(kNames[static_cast<int>(variant)]) + ": head dim " + std::to_string(config.head_dim) +
          ", tiles of " + std::to_string(config.tile_tokens) + " tokens, " + std::to_string(config.stages) +
-         " stages, " + std::to_string(config.warps) + " warps, " + std::to_string(ctas_per_sm) + " CTAs an SM, " +
-         std::to_string(workers) + " workers, " + std::to_string(row_blocks) + " row blocks, " +
-         std::to_string(shared_bytes) + " bytes of shared memory";
+         " stages, " + std::to_string(config.warps) + " warps, " + std::to_string(config.ctas_per_sm) +
+         " CTAs an SM, " + std::to_string(workers) + " workers, " + std::to_string(row_blocks) + " row blocks, " +
+         std::to_string(shared_bytes) + " bytes of shared memory, " + std::to_string(bytes_in_flight(config)) +
+         " in flight an SM";
 }
 
-int64_t resident_workers(DType kv_type, int32_t head_dim, const LaunchOptions& options) {
+int64_t resident_workers(DType kv_type, int32_t head_dim, int64_t rows, const LaunchOptions& options) {
   check_kernel(kv_type, head_dim);
-  return ready_kernel(kv_type, head_dim, options).resident_ctas;
+  return ready_kernel(kv_type, head_dim, rows, options).resident_ctas;
 }
 
-int32_t tile_tokens(DType kv_type, int32_t head_dim, const LaunchOptions& options) {
+int32_t tile_tokens(DType kv_type, int32_t head_dim, int64_t rows, const LaunchOptions& options) {
   check_kernel(kv_type, head_dim);
-  return ready_kernel(kv_type, head_dim, options).config.tile_tokens;
+  return ready_kernel(kv_type, head_dim, rows, options).config.tile_tokens;
 }
 
 }  // namespace lean

@@ -39,12 +39,11 @@ struct LaunchRequest {
 // Everything that a launch chooses. It depends on the current device and on the request's shapes, never on contents.
 struct LaunchPlan {
   Variant variant;
-  KernelConfig config;
+  KernelConfig config;  // its CTAs an SM are those that are resident
   const void* kernel;
   int64_t workers;     // CTAs along x: the workers of the schedule
   int32_t row_blocks;  // CTAs along y: blocks of query rows
   int threads;
-  int ctas_per_sm;
   int shared_bytes;
   bool tile_map_kernel;  // the batch is too large for shared memory
   size_t counter_bytes;  // of the two buffers, exactly
@@ -73,8 +72,9 @@ void reset_counters(void* counters, size_t bytes, cuda::api::Stream stream);
 // What KernelStatus bits say, for people; empty: nothing.
 std::string describe_status(uint32_t status);
 
-// CTAs that the current device holds at once, and the tokens of a LeanTile, for an element type and head dim.
-int64_t resident_workers(DType kv_type, int32_t head_dim, const LaunchOptions& options = {});
-int32_t tile_tokens(DType kv_type, int32_t head_dim, const LaunchOptions& options = {});
+// CTAs that the current device holds at once, and the tokens of a LeanTile, for an element type, a head dim and so many
+// query rows of an output tile.
+int64_t resident_workers(DType kv_type, int32_t head_dim, int64_t rows, const LaunchOptions& options = {});
+int32_t tile_tokens(DType kv_type, int32_t head_dim, int64_t rows, const LaunchOptions& options = {});
 
 }  // namespace lean

@@ -52,7 +52,8 @@ struct Workspace {
 
   LEAN_DEVICE static Workspace of_cta(const KernelParams& params, int32_t all_rows) {
     const int32_t block = opaque(cta_index_y());
-    const int32_t rows = all_rows < K::kRowBlock ? all_rows : K::kRowBlock;
+    const int32_t most = row_block(K::config(params));
+    const int32_t rows = all_rows < most ? all_rows : most;
     const int64_t slot_size = slot_floats(rows, K::kHeadDim);
     const int64_t slots = 2 * int64_t{num_ctas_x()};
     return {params.partials + block * slots * slot_size, params.counters + block * 2 * slots, rows, slot_size};

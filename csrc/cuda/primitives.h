@@ -220,11 +220,26 @@ LEAN_DEVICE void copy_async_16(SharedAddress target, const void* source, bool va
 // Closes this thread's group of the copies started since the last call. An empty group is allowed, and is complete.
 LEAN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Blocks until at most kPending of this thread's latest groups are incomplete. What they copied is then seen by this
-// thread; by others after a barrier that follows.
-template <int kPending>
-LEAN_DEVICE void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+// Blocks until at most `pending` (0 to kMaxPending) of this thread's latest groups are incomplete. What the others
+// copied is then seen by this thread; by other threads after a barrier that follows.
+inline constexpr int kMaxPending = 4;
+LEAN_DEVICE void wait_copies(int pending) {
+  switch (pending) {  // the instruction wants an immediate
+    case 4:
+      asm volatile("cp.async.wait_group 4;" ::: "memory");
+      break;
+    case 3:
+      asm volatile("cp.async.wait_group 3;" ::: "memory");
+      break;
+    case 2:
+      asm volatile("cp.async.wait_group 2;" ::: "memory");
+      break;
+    case 1:
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      break;
+    default:
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+  }
 }
 
 // ---- Bulk copies and their barriers (sm_90 and later) -----------------------------------------------------------

@@ -17,7 +17,8 @@ LEAN_DEVICE int32_t context_length(const KernelParams& params, int32_t sequence)
   return length < 0 ? 0 : length > longest ? longest : length;
 }
 
-LEAN_DEVICE int64_t sequence_tiles(const KernelParams& params, int32_t sequence, int32_t tile_tokens) {
+LEAN_DEVICE int64_t sequence_tiles(const KernelParams& params, int32_t sequence) {
+  const int32_t tile_tokens = params.config.tile_tokens;
   const int32_t tiles = (context_length(params, sequence) + tile_tokens - 1) / tile_tokens;
   return int64_t{tiles} * params.decode.num_kv_heads;
 }
@@ -25,8 +26,7 @@ LEAN_DEVICE int64_t sequence_tiles(const KernelParams& params, int32_t sequence,
 // Fills first_tile[batch + 1] with the exclusive prefix sums of the sequences' tiles. All threads of the CTA call it;
 // each sums a run of sequences, warps scan the runs, and `warp_totals` (one a warp, in shared memory) joins the warps.
 // Everybody sees the result on return.
-LEAN_DEVICE void build_tile_map(const KernelParams& params, int32_t tile_tokens, int64_t* first_tile,
-                                int64_t* warp_totals) {
+LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* first_tile, int64_t* warp_totals) {
   const int32_t batch = params.decode.batch;
   const int64_t run = (batch + num_threads() - 1) / num_threads();
   const int64_t limit = thread_index() * run + run;
@@ -34,7 +34,7 @@ LEAN_DEVICE void build_tile_map(const KernelParams& params, int32_t tile_tokens,
   const int32_t end = static_cast<int32_t>(limit < batch ? limit : batch);
 
   int64_t sum = 0;
-  for (int32_t i = begin; i < end; ++i) sum += sequence_tiles(params, i, tile_tokens);
+  for (int32_t i = begin; i < end; ++i) sum += sequence_tiles(params, i);
   int64_t inclusive = sum;
   for (int delta = 1; delta < kWarpLanes; delta *= 2) {
     const int64_t before = shuffle_up(inclusive, delta);
@@ -48,7 +48,7 @@ LEAN_DEVICE void build_tile_map(const KernelParams& params, int32_t tile_tokens,
   for (int w = 0; w < warp; ++w) tile += warp_totals[w];
   for (int32_t i = begin; i < end; ++i) {
     first_tile[i] = tile;
-    tile += sequence_tiles(params, i, tile_tokens);
+    tile += sequence_tiles(params, i);
   }
   if (thread_index() == num_threads() - 1) first_tile[batch] = tile;
   sync_cta();
@@ -63,13 +63,13 @@ LEAN_DEVICE void check_context_lengths(const KernelParams& params) {
 
 // For a batch too large for shared memory: a kernel of one CTA, launched before the decode kernel.
 struct TileMapKernel {
-  using Params = TileMapParams;
+  using Params = KernelParams;
   static constexpr int kThreads = 512;
   static constexpr int kCtasPerSm = 1;
   static constexpr int kSharedBytes = kThreads / kWarpLanes * 8;
 
   LEAN_DEVICE static void run(const Params& params, char* shared) {
-    build_tile_map(params.kernel, params.tile_tokens, params.kernel.first_tile, reinterpret_cast<int64_t*>(shared));
+    build_tile_map(params, params.first_tile, reinterpret_cast<int64_t*>(shared));
   }
 };
 

@@ -1,9 +1,11 @@
-// One kernel instance's constants: element type, head dim and variant name it, the configuration table gives the rest.
+// One kernel instance's constants: element type, head dim and variant name it. What a launch chooses (tile, stages,
+// warps) is read at run time, and so is what follows from it: the shared memory's arrays, a CTA's rows, a warp's steps.
 #pragma once
 
 #include "../core/schedule.h"
 #include "../core/softmax_state.h"
 #include "kernel_config.h"
+#include "kernel_params.h"
 #include "primitives.h"
 
 namespace lean {
@@ -11,27 +13,25 @@ namespace lean {
 template <class T, int kDim, Variant kWhich>
 struct Traits {
   using Element = T;  // of K and V, and of the matrix instructions
-  static constexpr Variant kVariant = kWhich;
-  static constexpr KernelConfig kConfig = kernel_config(kWhich, kDim);
-  static constexpr SharedLayout kLayout = shared_layout(kConfig);
-  static constexpr bool kQueryInShared = query_in_shared(kConfig);
   static constexpr bool kBulk = has_producer(kWhich);
 
   static constexpr int kHeadDim = kDim;
-  static constexpr int kTileTokens = kConfig.tile_tokens;
-  static constexpr int kStages = kConfig.stages;
-  static constexpr int kWarps = kConfig.warps;
-  static constexpr int kStepTokens = kTileTokens / kWarps;
-  static constexpr int kComputeThreads = compute_threads(kConfig);
-  static constexpr int kThreads = cta_threads(kWhich, kConfig);
-  static constexpr int kRowBlock = row_block(kConfig);
-  static constexpr int kPitch = row_pitch(kConfig);
-  static constexpr int kStageBytes = stage_bytes(kConfig);
+  static constexpr bool kQueryInShared = query_in_shared(kDim);
+  static constexpr SharedLayout kLayout = shared_layout(kDim);
+  static constexpr int kPitch = row_pitch(kDim);
+  static constexpr int kStepBytes = step_bytes(kDim);
+  static constexpr int kMaxWarps = max_warps(kDim);
+  static constexpr int kMaxThreads = (kMaxWarps + (kBulk ? 1 : 0)) * kWarpLanes;
 
-  // Named barriers: token groups (see kv_ring.h) take 1 to kWarps, the warps that compute share the next one.
-  static constexpr int kComputeBarrier = kWarps + 1;
+  // Named barriers: token groups (see kv_ring.h) take 1 to kMaxWarps, the warps that compute share the next one.
+  static constexpr int kComputeBarrier = kMaxWarps + 1;
 
-  static_assert(kConfig.head_dim == kDim, "an instance for every head dim of the table, and for no other");
+  // The launch's configuration, its head dim a constant again, so that the compiler knows what follows from that.
+  LEAN_DEVICE static KernelConfig config(const KernelParams& params) {
+    return {kDim, params.config.tile_tokens, params.config.stages, params.config.warps, params.config.ctas_per_sm};
+  }
+
+  static_assert(instance_head_dim(kDim) == kDim, "an instance for every head dim of the table, and for no other");
 };
 
 // What all threads of a CTA know about its work: one copy, written by one thread.
@@ -47,42 +47,64 @@ static_assert(sizeof(SharedWork) <= kSharedWorkBytes);
 // The CTA's shared memory, carved in one place.
 template <class K>
 struct SharedMemory {
-  SharedAddress ring;
-  char* query;
-  float* slices;
-  SoftmaxState* states;
-  int64_t* first_tile;
-  int64_t* warp_totals;
-  SharedAddress barriers;
-  SharedWork* work;
-  char* walks;
-  int32_t* flag;
+  char* base;
+  KernelConfig config;
 
-  LEAN_DEVICE explicit SharedMemory(char* base)
-      : ring(shared_address(base + K::kLayout.ring)),
-        query(base + K::kLayout.query),
-        slices(reinterpret_cast<float*>(base + K::kLayout.slices)),
-        states(reinterpret_cast<SoftmaxState*>(base + K::kLayout.states)),
-        first_tile(reinterpret_cast<int64_t*>(base + K::kLayout.first_tile)),
-        warp_totals(reinterpret_cast<int64_t*>(base + K::kLayout.warp_totals)),
-        barriers(shared_address(base + K::kLayout.barriers)),
-        work(reinterpret_cast<SharedWork*>(base + K::kLayout.work)),
-        walks(base + K::kLayout.walks),
-        flag(reinterpret_cast<int32_t*>(base + K::kLayout.flag)) {}
+  LEAN_DEVICE SharedMemory(char* base, const KernelConfig& config) : base(base), config(config) {}
+
+  LEAN_DEVICE int64_t* first_tile() const { return reinterpret_cast<int64_t*>(base + K::kLayout.first_tile); }
+  LEAN_DEVICE int64_t* warp_totals() const { return reinterpret_cast<int64_t*>(base + K::kLayout.warp_totals); }
+  LEAN_DEVICE SharedAddress barriers() const { return shared_address(base + K::kLayout.barriers); }
+  LEAN_DEVICE SharedWork* work() const { return reinterpret_cast<SharedWork*>(base + K::kLayout.work); }
+  LEAN_DEVICE int32_t* flag() const { return reinterpret_cast<int32_t*>(base + K::kLayout.flag); }
+  LEAN_DEVICE char* query() const { return base + K::kLayout.query; }
+  LEAN_DEVICE float* slice(int warp) const { return reinterpret_cast<float*>(of_warp(warp) + kWarpSlice); }
+  LEAN_DEVICE SoftmaxState* states(int warp) const {
+    return reinterpret_cast<SoftmaxState*>(of_warp(warp) + kWarpStates);
+  }
+  LEAN_DEVICE char* walk(int warp) const { return of_warp(warp) + kWarpWalk; }
+  LEAN_DEVICE char* ring() const { return base + ring_offset(config); }
+
+ private:
+  LEAN_DEVICE char* of_warp(int warp) const { return base + K::kLayout.warps + warp * kWarpBytes; }
 };
 
-// Where a query row block lies: rows [first, first + count) of every output tile, as `m_tiles` M tiles (1, 2 or 4; the
-// last ones may hold no row).
+// Where a query row block lies: rows [first, first + count) of every output tile, as `m_tiles` M tiles (1, 2, 4 or 8;
+// the last ones may hold no row).
 struct RowBlock {
   int32_t first;
   int32_t count;
   int32_t m_tiles;
 
-  template <class K>
-  LEAN_DEVICE static RowBlock of_cta(int32_t rows) {
-    const int32_t first = cta_index_y() * K::kRowBlock;
-    const int32_t count = rows - first < K::kRowBlock ? rows - first : K::kRowBlock;
-    return {first, count, count <= kMmaRows ? 1 : count <= 2 * kMmaRows ? 2 : 4};
+  LEAN_DEVICE static RowBlock of_cta(int32_t rows, const KernelConfig& config) {
+    const int32_t first = cta_index_y() * row_block(config);
+    const int32_t count = rows - first < row_block(config) ? rows - first : row_block(config);
+    int32_t m_tiles = min_m_tiles(config);
+    while (m_tiles * kMmaRows < count) m_tiles *= 2;
+    return {first, count, m_tiles};
+  }
+};
+
+// What a computing warp has to do with every tile, with the other warps of its token group (see kv_ring.h).
+struct TokenGroup {
+  int index;
+  int m_tiles;     // its warps
+  int m_tile;      // this warp's
+  int first_step;  // this warp attends to the tile's steps [first_step, end_step): the group's, or none of them where
+  int end_step;    // its M tile holds no row
+  int copy_step;   // the step that it copies; negative: none
+
+  LEAN_DEVICE static TokenGroup of_warp(const RowBlock& block, const KernelConfig& config) {
+    const int index = warp_index() / block.m_tiles, m_tile = warp_index() % block.m_tiles;
+    const int steps = block.m_tiles * config.tile_tokens / (config.warps * kStepTokens);
+    const int first = index * steps;
+    const int from_last = block.m_tiles - 1 - m_tile;  // the last warps copy: theirs are the empty M tiles
+    return {index,
+            block.m_tiles,
+            m_tile,
+            first,
+            m_tile * kMmaRows < block.count ? first + steps : first,
+            from_last < steps ? first + from_last : -1};
   }
 };
 

@@ -17,10 +17,13 @@ enum class CopyPath : int32_t {
   kBulk,       // bulk copies with a producer warp: sm_90 and later
 };
 
-// What a GPU's launch may be told. The rest of its configuration is a table (csrc/cuda/kernel_config.h).
+// What a GPU's launch may be told; 0: the device chooses, by a table and what fits (csrc/cuda/config_table.h).
 struct LaunchOptions {
   CopyPath copies = CopyPath::kAutomatic;
-  int32_t ctas_per_sm = 0;  // 0: the table's; fewer leave each CTA more of the SM
+  int32_t tile_tokens = 0;  // tokens of a LeanTile
+  int32_t stages = 0;       // tiles in a CTA's ring
+  int32_t warps = 0;        // of a CTA, that compute
+  int32_t ctas_per_sm = 0;
 
   auto operator<=>(const LaunchOptions&) const = default;
 };
@@ -36,7 +39,7 @@ struct PlanRequest {
   int32_t head_dim = 128;    // of K and V, as is their type: they choose the kernel
   DType kv_type = DType::kF16;
   LaunchOptions launch;
-  int64_t rows = 1;             // query rows that share a KV head: group size x query length
+  int64_t rows = 1;             // query rows that share a KV head: group size x query length; they choose it too
   bool heads_adjacent = false;  // a token's heads lie side by side in memory
   // Neighbouring KV heads that are scheduled as one output tile: a device that reads several at once cuts the context
   // for all of them at the same places, so that each worker reads whole runs of memory. Divides num_kv_heads.

@@ -217,32 +217,29 @@ bool products_hold() {
 
 // ---- Asynchronous copies ----------------------------------------------------------------------------------------
 
-// Three groups in flight; every second chunk is not valid and comes out as zeros. Two CTAs, one for each policy.
+// As many groups in flight as a wait may leave, and one; every second chunk is not valid and comes out as zeros. Two
+// CTAs, one for each policy.
+constexpr int kGroups = kMaxPending + 1;
 __global__ void copy_kernel(uint32_t* output, const uint32_t* input) {
-  __shared__ alignas(16) uint32_t ring[3][32 * 4];
+  __shared__ alignas(16) uint32_t ring[kGroups][32 * 4];
   const CachePolicy policy = cta_index_x() % 2 ? evict_first_policy() : evict_normal_policy();
-  for (int i = 0; i < 32 * 4 * 3; i += 32) ring[0][i + thread_index()] = 0xdeadbeefu;
+  for (int i = 0; i < 32 * 4 * kGroups; i += 32) ring[0][i + thread_index()] = 0xdeadbeefu;
   sync_cta();
-  for (int stage = 0; stage < 3; ++stage) {
+  for (int stage = 0; stage < kGroups; ++stage) {
     copy_async_16(shared_address(&ring[stage][thread_index() * 4]), input + (stage * 32 + thread_index()) * 4,
                   thread_index() % 2 == 0, policy);
     commit_copies();
   }
-  const auto publish = [&](int stage) {
+  for (int stage = 0; stage < kGroups; ++stage) {
+    wait_copies(kMaxPending - stage);
     sync_cta();
     const int other = 31 - thread_index();  // what another lane has copied
     for (int i = 0; i < 4; ++i) output[(stage * 32 + other) * 4 + i] = ring[stage][other * 4 + i];
-  };
-  wait_copies<2>();
-  publish(0);
-  wait_copies<1>();
-  publish(1);
-  wait_copies<0>();
-  publish(2);
+  }
 }
 
 bool copies_hold() {
-  std::vector<uint32_t> input(3 * 32 * 4);
+  std::vector<uint32_t> input(kGroups * 32 * 4);
   for (size_t i = 0; i < input.size(); ++i) input[i] = static_cast<uint32_t>(i * 2654435761u);
   const std::vector<uint32_t> out = run(copy_kernel, 2, 32, input.size(), input);
   for (size_t i = 0; i < input.size(); ++i)

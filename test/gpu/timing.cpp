@@ -86,7 +86,7 @@ void fill_random(DeviceBuffer& buffer) {
             "cudaMemcpy");
 }
 
-void time_shape(const Shape& shape) {
+void time_shape(const Shape& shape, const LaunchOptions& choice) {
   const size_t cache_bytes = size_t(shape.batch) * shape.context * shape.kv_heads * shape.head_dim * 2;
   const int copies = static_cast<int>(std::max<size_t>(1, kRotatedBytes / (2 * cache_bytes)));
   DeviceBuffer cache(2 * cache_bytes * copies);  // K and V of a copy lie side by side
@@ -134,8 +134,10 @@ void time_shape(const Shape& shape) {
   for (const Trial& trial : kTrials) {
     try {
       request.strategy = trial.strategy;
+      request.options = choice;
       request.options.copies = trial.copy_path;
-      const int64_t tiles = (shape.context + tile_tokens(decode.kv_type, row) - 1) / tile_tokens(decode.kv_type, row);
+      const int64_t tile = tile_tokens(decode.kv_type, shape.head_dim, decode.rows(), request.options);
+      const int64_t tiles = (shape.context + tile - 1) / tile;
       request.num_splits =
           static_cast<int32_t>(choose_num_splits(int64_t{shape.batch} * shape.kv_heads, tiles, num_sms));
       decode.k = cache.data();
@@ -152,16 +154,17 @@ void time_shape(const Shape& shape) {
       printf("%-24s %10.1f us  %6.0f GB/s  %3.0f %% of the read  %s\n", shape.name, time, 2e-3 * cache_bytes / time,
              100.0f * read / time, trial.name);
     } catch (const Error& error) {
-      if (error.code() != ErrorCode::kCudaUnavailable) throw;
+      if (error.code() != ErrorCode::kCudaUnavailable && error.code() != ErrorCode::kInvalidArgument) throw;
+      printf("%-24s %s: %s\n", shape.name, trial.name, error.what());
     }
   }
 }
 
 }  // namespace
 
-void time_decode(bool quick) {
+void time_decode(bool quick, const LaunchOptions& choice) {
   for (const Shape& shape : kShapes) {
-    time_shape(shape);
+    time_shape(shape, choice);
     if (quick) break;
   }
 }

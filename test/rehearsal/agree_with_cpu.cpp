@@ -77,8 +77,9 @@ int run_all() {
   const std::shared_ptr<Backend> backend = cpu::open_cpu(2, "");
   int run = 0, failed = 0, with_partials = 0, position = 0;
   for (cases::Case c : cases::decode_grid()) {
-    // The plan always lets cuts move; queries and cache share one type there.
-    if (c.config().head_dim != 64 || !c.snap_cuts || c.corruption != cases::Corruption::kNone || c.q_type != c.kv_type)
+    // The plan always lets cuts move; queries and cache share one type, and the CPU's tile is of 64 tokens.
+    if (c.config().head_dim != 64 || c.config().tile_tokens != 64 || !c.snap_cuts ||
+        c.corruption != cases::Corruption::kNone || c.q_type != c.kv_type)
       continue;
     if (position++ % 4 != 0 && c.workers < 32) continue;
     cases::Tensors tensors = cases::make_tensors(c, c.contexts);

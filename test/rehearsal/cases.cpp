@@ -9,7 +9,7 @@ namespace lean::cases {
 namespace {
 
 // The head dims: every instance of the table, and some that are padded into the next one.
-constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256, 8, 40, 72, 104, 136, 200, 248};
+constexpr int kTensorHeadDims[] = {64, 80, 96, 112, 128, 192, 256, 8, 40, 72, 104, 136, 200, 248};
 constexpr Variant kVariants[] = {Variant::kAmpere, Variant::kHopperBulk, Variant::kHopper, Variant::kHopperBulk,
                                  Variant::kCompact};
 constexpr Strategy kStrategies[] = {Strategy::kLean, Strategy::kLean, Strategy::kFixedSplit, Strategy::kLean,
@@ -30,7 +30,7 @@ T turn(const T (&values)[n], int step) {
 
 // Context lengths around the places where something changes: the tile, the step of a warp, the page.
 std::vector<std::vector<int32_t>> context_lists(const KernelConfig& config, int page) {
-  const int tile = config.tile_tokens, step = tile / config.warps;
+  const int tile = config.tile_tokens, step = kStepTokens;
   const int pages = page ? page : tile;
   // A multiple of the page that is none of the tile, where there is one.
   int odd_pages = 3 * pages;
@@ -66,10 +66,18 @@ std::string Case::describe() const {
   if (strategy == Strategy::kLean) text += " workers " + std::to_string(workers) + (snap_cuts ? " snap" : "");
   if (strategy == Strategy::kFixedSplit) text += " splits " + std::to_string(splits);
   if (corruption != Corruption::kNone) text += corruption == Corruption::kPages ? " bad pages" : " bad lengths";
+  if (choice.warps) text += " warps " + std::to_string(choice.warps);
+  if (choice.tile_tokens) text += " tile " + std::to_string(choice.tile_tokens);
+  if (choice.stages) text += " stages " + std::to_string(choice.stages);
   text += " peak " + std::to_string(static_cast<int>(peak)) + " contexts";
   for (size_t i = 0; i < contexts.size() && i < 8; ++i) text += " " + std::to_string(contexts[i]);
   if (contexts.size() > 8) text += " … (" + std::to_string(contexts.size()) + ")";
   return text;
+}
+
+int Case::reads() const {
+  const int most = head_dim > 128 ? 32 : choice.warps ? 16 * choice.warps : 128;
+  return (rows() + most - 1) / most;
 }
 
 uint32_t expected_status(const Case& c) {
@@ -98,7 +106,7 @@ std::vector<Case> decode_grid() {
 
   // The walk. `i` counts all of it; the axes' lengths (5, 5, 10, 3, 9, 12, 10, …) keep them from turning together.
   int i = 0;
-  for (const int head_dim : kHeadDims)
+  for (const int head_dim : kTensorHeadDims)
     for (const DType type : {DType::kBF16, DType::kF16})
       for (int round = 0; round < 20; ++round, ++i) {
         Case c;
@@ -138,6 +146,38 @@ std::vector<Case> decode_grid() {
       c.contexts = {query_len, query_len / 2, 130, 64 + query_len};  // shorter than its queries, too
       add("query lengths", c);
     }
+    // Rows that share a read of K and V: up to 128 of them, whole M tiles and not, and one more than share it.
+    for (const auto& [query_len, group] :
+         {std::pair(1, 128), {1, 65}, {16, 8}, {8, 16}, {5, 20}, {3, 32}, {1, 127}, {1, 64}, {1, 129}})
+      for (const int page : {0, 24}) {
+        Case c;
+        c.variant = variant, c.query_len = query_len, c.group = group, c.kv_heads = 1 + group % 2, c.workers = 4;
+        c.page_tokens = page;
+        c.head_dim = page ? 64 : kTensorHeadDims[group % 5], c.contexts = {200, 0, 64, 17};
+        if (page && group % 2) c.variant = variant == Variant::kAmpere ? Variant::kCompact : Variant::kHopper;
+        c.kv_type = c.q_type = group % 3 ? DType::kBF16 : DType::kF16;
+        add("rows that share a read", c);
+      }
+    // Tiles, stages and warps that the launch chooses, with rows for one M tile and for several.
+    constexpr int kManyGroups[] = {3, 40, 16, 128, 1, 20, 70, 33, 8, 64};
+    int step = 0;
+    for (const int warps : {1, 2, 4, 8})
+      for (int shared = 1; shared <= warps; shared *= 2)
+        for (int stages = kMinStages; stages <= kMaxStages; ++stages, ++step) {
+          Case c;
+          c.variant = step % 3 ? variant : variant == Variant::kAmpere ? Variant::kHopper : variant;
+          c.choice.warps = warps;
+          c.choice.stages = stages;
+          if (shared > 1 || step % 2) c.choice.tile_tokens = 16 * warps / shared;
+          c.head_dim = step % 4 == 3 ? turn(kTensorHeadDims, step) : 64;
+          c.group = turn(kManyGroups, step + step / 5), c.kv_heads = 1 + step % 2, c.workers = 5 + step % 3;
+          c.page_tokens = turn(kPages, step);
+          c.strategy = turn(kStrategies, step), c.splits = 3;
+          const int tile = 16 * warps / shared;
+          c.contexts = {tile * (stages + 3) + 5, tile - 1, 0, 3 * tile + 16};
+          c.kv_type = c.q_type = step % 3 == 1 ? DType::kF16 : DType::kBF16;
+          if (config_is_sound(c.variant, c.config())) add("launch choices", c);
+        }
     // Rows of several blocks.
     for (const int head_dim : {64, 192}) {
       Case c;
@@ -191,6 +231,14 @@ std::vector<Case> decode_grid() {
       Case c;
       c.variant = variant, c.workers = workers, c.group = 16, c.query_len = 3, c.head_dim = 64, c.contexts = {64 * 130};
       c.next_contexts = {64 * 97 + 3};
+      c.snap_cuts = false;
+      add("two-level fix-up", c);
+    }
+    // Two output tiles that are merged in two levels at once, the second from the middle worker on: every counter is a
+    // word of its own.
+    {
+      Case c;
+      c.variant = variant, c.workers = 33, c.group = 128, c.kv_heads = 2, c.contexts = {64 * 34};
       c.snap_cuts = false;
       add("two-level fix-up", c);
     }

@@ -11,7 +11,7 @@
 
 #include "core/decode_params.h"
 #include "core/schedule.h"
-#include "cuda/kernel_config.h"
+#include "cuda/config_table.h"
 
 namespace lean::cases {
 
@@ -40,12 +40,17 @@ struct Case {
   Corruption corruption = Corruption::kNone;
   float peak = 1.0f;                   // the queries' size: large ones make a few tokens outweigh all others
   bool upper_half_peaks = false;       // only query heads 8 and up of a group peak, the first 8 are zeros
+  ConfigChoice choice;                 // what its launch chooses of the configuration
   std::vector<int32_t> contexts;       // one a sequence
   std::vector<int32_t> next_contexts;  // of a second launch on the same workspace
 
-  KernelConfig config() const { return kernel_config(variant, head_dim); }
+  KernelConfig config() const { return launch_config(variant, head_dim, rows(), choice); }
   int rows() const { return group * query_len; }
+  bool chooses() const { return choice.tile_tokens || choice.stages || choice.warps || choice.ctas_per_sm; }
   int row_blocks() const { return (rows() + row_block(config()) - 1) / row_block(config()); }
+  // How often each byte of K and V is read, by what is promised of rows: 128 share a read up to head dim 128, 32 above,
+  // and 16 for each warp that was chosen.
+  int reads() const;
   std::string describe() const;
 };
 

@@ -11,8 +11,8 @@ template <Variant kVariant>
 void add() {
   using Kernel = DecodeKernel<LEAN_TYPE, LEAN_HEAD_DIM, kVariant>;
   constexpr DType kType = std::is_same_v<LEAN_TYPE, Float16> ? DType::kF16 : DType::kBF16;
-  add_instance({kType, LEAN_HEAD_DIM, kVariant, Kernel::kThreads, Kernel::kSharedBytes,
-                [](const KernelParams& params, char* shared) { Kernel::run(params, shared); }});
+  add_instance(
+      {kType, LEAN_HEAD_DIM, kVariant, [](const KernelParams& params, char* shared) { Kernel::run(params, shared); }});
 }
 
 [[maybe_unused]] const bool added = [] {
@@ -21,9 +21,7 @@ void add() {
   add<Variant::kHopper>();
   add<Variant::kHopperBulk>();
   tile_map_instance = {TileMapKernel::kThreads, TileMapKernel::kSharedBytes,
-                       [](const KernelParams& params, int tile_tokens, char* shared) {
-                         TileMapKernel::run({params, tile_tokens}, shared);
-                       }};
+                       [](const KernelParams& params, char* shared) { TileMapKernel::run(params, shared); }};
   return true;
 }();
 

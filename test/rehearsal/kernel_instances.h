@@ -14,8 +14,6 @@ struct KernelInstance {
   DType type;
   int head_dim;  // of the instance
   Variant variant;
-  int threads;
-  int shared_bytes;
   void (*run)(const KernelParams& params, char* shared);
 };
 
@@ -27,7 +25,7 @@ void add_instance(const KernelInstance& instance);
 struct TileMapInstance {
   int threads;
   int shared_bytes;
-  void (*run)(const KernelParams& params, int tile_tokens, char* shared);
+  void (*run)(const KernelParams& params, char* shared);
 };
 extern TileMapInstance tile_map_instance;
 

@@ -31,15 +31,47 @@ export const plantedBugs = [
   {
     name: 'a missing wait for copies',
     file: 'cuda/kv_ring.h',
-    find: 'wait_copies<K::kStages - 2>();',
-    replace: 'wait_copies<K::kStages - 1>();',
+    find: 'wait_copies(shared_.config.stages - 2);',
+    replace: 'wait_copies(shared_.config.stages - 1);',
     build: 'fast',
     says: /in flight/,
   },
   {
+    name: "a wait for the table's stages, not for the launch's",
+    file: 'cuda/kv_ring.h',
+    find: 'wait_copies(shared_.config.stages - 2);',
+    replace: 'wait_copies(1);',
+    build: 'fast',
+    says: /in flight/,
+  },
+  {
+    name: 'a ring one stage longer than the launch has',
+    file: 'cuda/kv_ring.h',
+    find: 'return stage + 1 == shared_.config.stages ? 0 : stage + 1;',
+    replace: 'return stage == shared_.config.stages ? 0 : stage + 1;',
+    build: 'fast',
+    says: /shared memory|in flight|out of/,
+  },
+  {
+    name: 'a step that two warps of a group copy',
+    file: 'cuda/traits.h',
+    find: 'from_last < steps ? first + from_last : -1}',
+    replace: 'first + from_last % steps}',
+    build: 'fast',
+    says: /in flight|bytes of/,
+  },
+  {
+    name: 'eight warps whose rows are attended to as four',
+    file: 'cuda/traits.h',
+    find: 'while (m_tiles * kMmaRows < count) m_tiles *= 2;',
+    replace: 'while (m_tiles * kMmaRows < count && m_tiles < 4) m_tiles *= 2;',
+    build: 'fast',
+    says: /relative error|expected|nan/,
+  },
+  {
     name: 'a missing barrier between the warps of a token group',
     file: 'cuda/kv_ring.h',
-    find: 'sync_named(1 + warp_ / m_tiles_, m_tiles_ * kWarpLanes);',
+    find: 'sync_named(1 + group_.index, group_.m_tiles * kWarpLanes);',
     replace: 'sync_warp();',
     build: 'fast',
     says: /in flight/,
@@ -56,7 +88,7 @@ export const plantedBugs = [
     name: 'bytes announced that no copy brings',
     file: 'cuda/kv_bulk_ring.h',
     find: 'barrier_arrive_expect(full, num_valid * 2 * row_bytes)',
-    replace: 'barrier_arrive_expect(full, K::kTileTokens * 2 * row_bytes)',
+    replace: 'barrier_arrive_expect(full, tile_tokens * 2 * row_bytes)',
     build: 'fast',
     says: /mbarrier|nothing can run/,
   },
@@ -73,7 +105,7 @@ export const plantedBugs = [
     file: 'cuda/combine.h',
     find: `        store(item, slice * kSliceDims + thread_ % 4 * 4, sum);
       }
-      sync_named(K::kComputeBarrier, K::kComputeThreads);`,
+      sync_named(K::kComputeBarrier, compute_threads(shared_.config));`,
     replace: `        store(item, slice * kSliceDims + thread_ % 4 * 4, sum);
       }`,
     build: 'race',
@@ -120,9 +152,17 @@ export const plantedBugs = [
     says: /race/,
   },
   {
+    name: 'a counter of both levels',
+    file: 'cuda/output.h',
+    find: 'counters + 2 * int64_t{num_ctas_x()} + slot;',
+    replace: 'counters + 2 * int64_t{num_ctas_x()} - slot;',
+    build: 'fast',
+    says: /counter \d+ is left/,
+  },
+  {
     name: 'partials counted before all threads have stored them',
     file: 'cuda/fix_up.h',
-    find: `    sync_named(K::kComputeBarrier, K::kComputeThreads);
+    find: `    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
     const uint32_t last`,
     replace: '    const uint32_t last',
     build: 'race',

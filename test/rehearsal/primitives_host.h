@@ -25,7 +25,6 @@ uint32_t relaxed_increment_wrap(uint32_t* counter, uint32_t last, Site where = S
 
 enum class Exchange { kIndex, kXor, kUp };
 uint64_t exchange(Exchange kind, uint64_t value, int argument, const Site& where);
-void wait_for_copies(int pending, const Site& where);
 void multiply_matrices(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool bfloat, const Site& where);
 
 template <class T>
@@ -122,10 +121,8 @@ void copy_async_16(SharedAddress target, const void* source, bool valid, CachePo
                    rehearsal::Site where = rehearsal::Site::current());
 void commit_copies(rehearsal::Site where = rehearsal::Site::current());
 
-template <int kPending>
-void wait_copies(rehearsal::Site where = rehearsal::Site::current()) {
-  rehearsal::wait_for_copies(kPending, where);
-}
+inline constexpr int kMaxPending = 4;
+void wait_copies(int pending, rehearsal::Site where = rehearsal::Site::current());
 
 void barrier_init(SharedAddress barrier, uint32_t arrivals, rehearsal::Site where = rehearsal::Site::current());
 void barrier_arrive(SharedAddress barrier, rehearsal::Site where = rehearsal::Site::current());

@@ -71,6 +71,7 @@ class Rehearsal {
 
     KernelParams params{};
     params.decode = tensors.params;
+    params.config = case_.config();
     params.decode.q = q.begin;
     params.decode.k = k.begin;
     params.decode.v = v.begin;
@@ -92,14 +93,13 @@ class Rehearsal {
         first_tile_->use = Use::kScratch;
         rehearsal::launch(
             memory_, {1, 1, tile_map_instance.threads, static_cast<size_t>(tile_map_instance.shared_bytes)}, dispatch,
-            [&](std::byte* shared) {
-              tile_map_instance.run(params, case_.config().tile_tokens, reinterpret_cast<char*>(shared));
-            },
-            check_races_);
+            [&](std::byte* shared) { tile_map_instance.run(params, reinterpret_cast<char*>(shared)); }, check_races_);
         first_tile_->use = Use::kInput;  // a later launch reads it
       }
       const Counters counted = rehearsal::launch(
-          memory_, {ctas_x_, case_.row_blocks(), instance_.threads, static_cast<size_t>(instance_.shared_bytes)},
+          memory_,
+          {ctas_x_, case_.row_blocks(), cta_threads(case_.variant, params.config),
+           static_cast<size_t>(shared_bytes(params.config))},
           dispatch, [&](std::byte* shared) { instance_.run(params, reinterpret_cast<char*>(shared)); }, check_races_);
       ++outcome.launches;
       outcome.counters.bytes_copied += counted.bytes_copied;
@@ -114,7 +114,7 @@ class Rehearsal {
     }
 
     const int64_t bytes =
-        tensors.tokens_in_cache * case_.kv_heads * case_.head_dim * dtype_size(case_.kv_type) * case_.row_blocks();
+        tensors.tokens_in_cache * case_.kv_heads * case_.head_dim * dtype_size(case_.kv_type) * case_.reads();
     for (const Buffer* cache : {&k, &v})
       if (cache->bytes_copied != bytes)
         return std::to_string(cache->bytes_copied) + " bytes of '" + cache->name + "' copied, expected " +

@@ -21,7 +21,7 @@ struct Outcome {
 // nobody resets, each under another dispatch drawn from `seed`. Holds, beside what the machine watches:
 //   - every result within the contract's bounds, and nothing but results written
 //   - the third launch's bits equal to the first's
-//   - every byte of K and V that a context reaches copied exactly once for each block of rows, and no other
+//   - every byte of K and V that a context reaches copied exactly Case::reads() times, and no other
 //   - no replay by bank conflicts, no status reported, all counters back at 0
 Outcome rehearse(const cases::Case& c, DeviceMemory& memory, uint64_t seed, bool check_races);
 

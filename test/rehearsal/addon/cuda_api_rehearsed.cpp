@@ -186,9 +186,11 @@ int count_devices(Problem& problem) noexcept {
   return 0;
 }
 
+// Device 0 is of Hopper's class unless a test says otherwise, all others of the one with the least shared memory.
 DeviceInfo device_info(int device) {
-  const int capability = device == 0 ? cuda_control().capability : 90;
-  return {"Rehearsed GPU", capability / 10, capability % 10, kProcessors, kMemoryBytes, 1 << 20, 227 * 1024};
+  const int capability = device == 0 ? cuda_control().capability : 86;
+  const size_t shared_bytes = size_t{1024} * (device == 0 ? 227 : 99);
+  return {"Rehearsed GPU", capability / 10, capability % 10, kProcessors, kMemoryBytes, 1 << 20, shared_bytes};
 }
 
 void use_device(int device) { current = device; }
@@ -374,9 +376,11 @@ void destroy_graph(Graph graph) noexcept {
 KernelCode kernel_code(const void* kernel) {
   const std::lock_guard lock(machine_mutex());
   loaded().emplace(current, kernel);
-  return {kernel != nullptr, 90};
+  return {kernel != nullptr, current == 0 ? 90 : 86};
 }
-int resident_ctas(const void*, int, int shared_bytes) { return 228 * 1024 / (shared_bytes + 1024); }
+int resident_ctas(const void*, int, int shared_bytes) {
+  return (current == 0 ? 228 : 100) * 1024 / (shared_bytes + 1024);
+}
 
 namespace {
 
@@ -384,8 +388,8 @@ namespace {
 std::function<void(std::byte*)> kernel_body(const void* kernel, const void* params) {
   const auto shared_memory = [](std::byte* bytes) { return reinterpret_cast<char*>(bytes); };
   if (kernel == tile_map_kernel())
-    return [=, map = *static_cast<const TileMapParams*>(params)](std::byte* bytes) {
-      rehearsal::tile_map_instance.run(map.kernel, map.tile_tokens, shared_memory(bytes));
+    return [=, call = *static_cast<const KernelParams*>(params)](std::byte* bytes) {
+      rehearsal::tile_map_instance.run(call, shared_memory(bytes));
     };
   if (kernel == append_kernel())
     return [=, call = *static_cast<const AppendLaunch*>(params)](std::byte* bytes) {

@@ -227,7 +227,11 @@ void copy_async_16(SharedAddress target, const void* source, bool valid, CachePo
 }
 
 void commit_copies(Site where) { machine->cta().shared.commit_group(where); }
-void rehearsal::wait_for_copies(int pending, const Site& where) { machine->cta().shared.wait_group(pending, where); }
+void wait_copies(int pending, Site where) {
+  if (pending < 0 || pending > kMaxPending)
+    machine->fail_here(Fault::kArgument, "a wait that leaves " + std::to_string(pending) + " groups", where);
+  machine->cta().shared.wait_group(static_cast<size_t>(pending), where);
+}
 
 void barrier_init(SharedAddress barrier, uint32_t arrivals, Site where) {
   machine->cta().shared.mbarrier_init(shared_pointer(barrier), arrivals, where);

@@ -176,17 +176,17 @@ void copy_tile(const Context& c, int stage) {
 void copies(const Context& c) {
   copy_tile(c, 0);
   copy_tile(c, 1);
-  wait_copies<1>();
+  wait_copies(1);
   sync_cta();
   put(c, 127 - thread_index(), c.floats()[thread_index()]);
-  wait_copies<0>();
+  wait_copies(0);
   sync_cta();
 }
 
 void copy_of_nothing(const Context& c) {
   copy_async_16(shared_address(c.floats() + thread_index() * 4), c.in, false, kPolicy);
   commit_copies();
-  wait_copies<0>();
+  wait_copies(0);
   store_global(&c.out[127 - thread_index()], c.floats()[thread_index() * 4] + static_cast<float>(thread_index()));
 }
 
@@ -195,22 +195,27 @@ void missing_wait(const Context& c) {
   sync_cta();
   uint32_t rows[4];
   load_matrices(rows, shared_address(c.floats() + lane_index() * 4));
-  wait_copies<0>();
+  wait_copies(0);
 }
 
 void wait_for_too_few(const Context& c) {
   copy_tile(c, 0);
-  wait_copies<1>();
+  wait_copies(1);
   sync_cta();
   uint32_t rows[4];
   load_matrices(rows, shared_address(c.floats() + lane_index() * 4));
-  wait_copies<0>();
+  wait_copies(0);
+}
+
+void wait_for_more_than_there_can_be(const Context& c) {
+  copy_tile(c, 0);
+  wait_copies(kMaxPending + 1);
 }
 
 // Waits, but only its own bytes are sure to be there.
 void missing_barrier_after_wait(const Context& c) {
   copy_tile(c, 0);
-  wait_copies<0>();
+  wait_copies(0);
   uint32_t rows[4];
   load_matrices(rows, shared_address(c.floats() + (thread_index() ^ 64) / 32 * 32 * 4 + lane_index() * 4));
 }
@@ -220,7 +225,7 @@ void missing_barrier_before_refill(const Context& c) {
   float sum = 0;
   for (int i = 0; i < 8; ++i) {
     copy_tile(c, 0);
-    wait_copies<0>();
+    wait_copies(0);
     sync_cta();
     uint32_t rows[4];
     load_matrices(rows, shared_address(c.floats() + (thread_index() ^ 64) / 32 * 32 * 4 + lane_index() * 4));
@@ -233,7 +238,7 @@ void unfinished_copy(const Context& c) { copy_tile(c, 0); }
 
 void copy_past_the_end(const Context& c) {
   copy_async_16(shared_address(c.floats()), &c.in[kFloats], true, kPolicy);
-  wait_copies<0>();
+  wait_copies(0);
 }
 
 void two_copies_to_one_place(const Context& c) { copy_async_16(shared_address(c.floats()), &c.in[0], true, kPolicy); }
@@ -428,6 +433,8 @@ const SelfTest kTests[] = {
     {"asynchronous copies of nothing", {}, Build::kAll, 1, 128, copy_of_nothing, all_reversed},
     {"a missing wait", Fault::kInFlight, Build::kAll, 1, 128, missing_wait, nullptr},
     {"a wait for too few groups", Fault::kInFlight, Build::kAll, 1, 128, wait_for_too_few, nullptr},
+    {"a wait that leaves too many groups", Fault::kArgument, Build::kAll, 1, 128, wait_for_more_than_there_can_be,
+     nullptr},
     {"a missing barrier after a wait", Fault::kInFlight, Build::kAll, 1, 128, missing_barrier_after_wait, nullptr,
      true},
     {"a missing barrier after a wait, as a race", Fault::kRace, Build::kRaces, 1, 128, missing_barrier_after_wait,

@@ -86,6 +86,45 @@ describe('bench --device cuda', () => {
     );
   });
 
+  it('decodes are launched as --launch says, where it fits', async () => {
+    const bench = (launch: string) =>
+      inProcess([
+        'bench',
+        ...SMALL,
+        '--context',
+        '70',
+        '--strategy',
+        'lean',
+        '--launch',
+        launch,
+        '--json',
+        at('l.json'),
+      ]);
+    expect(await bench('copies=bulk,stages=3,warps=2')).toMatchObject({ exitCode: 0, err: '' });
+    const { environment } = JSON.parse(readFileSync(at('l.json'), 'utf8'));
+    expect(environment.launches).toEqual([
+      expect.stringContaining('lean: hopper, bulk copies: head dim 64, tiles of 32 tokens, 3 stages, 2 warps, '),
+    ]);
+    const refused = await bench('warps=3');
+    expect(refused.exitCode).toBe(2);
+    expect(refused.err).toMatch(/^Left out: GQA 4\/2 d64 f16 70 cannot run on cuda:0: Expected `launch.warps` to be /);
+    expect((await bench('stages=3,tile=64')).err).toBe(
+      'lean-attention: Expected --launch to be a list of copies, tileTokens, stages, warps, ctasPerSm such as ' +
+        'copies=bulk,stages=4, got "tile=64".\n',
+    );
+    expect((await bench('copies=fast')).err).toBe(
+      'lean-attention: Expected --launch copies to be one of auto, async, bulk, got "fast".\n',
+    );
+    expect((await bench('stages=two')).err).toBe(
+      'lean-attention: Expected --launch stages to be a whole number from 1 to 4096, got "two".\n',
+    );
+    expect(await inProcess(['bench', '--device', 'cpu', '--launch', 'stages=3'])).toEqual({
+      exitCode: 2,
+      out: '',
+      err: 'lean-attention: Expected --launch only for a CUDA device, got it for the CPU.\n',
+    });
+  });
+
   it('a device that is lost ends with a sentence, and nothing is left behind', async () => {
     cuda.addon.steerCuda({ loseDevice: 9 });
     const { exitCode, err } = await inProcess(['bench', ...SMALL, '--context', '64']);

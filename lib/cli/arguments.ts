@@ -1,16 +1,19 @@
 // Values on a command line, from text to checked numbers: '4k', '1k,4k', '8x512', '32/8', 'cuda:1'.
 // Every refusal names the option, what was expected and what was found.
 
-import type { DeviceSpec, DType, Strategy } from '../index';
+import type { CopyPath, DeviceSpec, DType, LaunchOptions, Strategy } from '../index';
 import { InputError, quote } from './errors';
 
 export const STRATEGIES: readonly Strategy[] = ['lean', 'fixed-split', 'flash-attention-2'];
 export const DTYPES: readonly DType[] = ['f32', 'f16', 'bf16'];
+const COPY_PATHS: readonly CopyPath[] = ['auto', 'async', 'bulk'];
+const LAUNCH_NUMBERS = ['tileTokens', 'stages', 'warps', 'ctasPerSm'] as const;
 
 /** Bounds that keep a typing slip from becoming an hour of work; the library's own limits are checked by the library. */
 const MAX_CONTEXT = 2 ** 30;
 const MAX_SEQUENCES = 2 ** 16;
 const MAX_HEADS = 4096;
+const MAX_LAUNCH_NUMBER = 4096;
 export const MAX_WORKERS = 2 ** 20;
 
 export interface Heads {
@@ -67,6 +70,23 @@ export function parseBatch(option: string, text: string): number[] {
     for (let i = 0; i < count; ++i) contexts.push(tokens);
   }
   return contexts;
+}
+
+/** What a GPU's launch is told: 'copies=bulk,stages=4'. What fits is the device's to say. */
+export function parseLaunch(option: string, text: string): LaunchOptions {
+  const launch: LaunchOptions = {};
+  for (const item of splitList(option, text)) {
+    const [name, value] = /^(\w+)=(\w+)$/.exec(item)?.slice(1) ?? [item, ''];
+    const number = LAUNCH_NUMBERS.find((known) => known === name);
+    if (name !== 'copies' && number === undefined) {
+      throw new InputError(
+        `Expected ${option} to be a list of copies, ${LAUNCH_NUMBERS.join(', ')} such as copies=bulk,stages=4, got ${quote(item)}.`,
+      );
+    }
+    if (number === undefined) launch.copies = parseChoice(`${option} copies`, value, COPY_PATHS);
+    else launch[number] = parseInteger(`${option} ${number}`, value, 1, MAX_LAUNCH_NUMBER);
+  }
+  return launch;
 }
 
 /** 'Q/KV', such as 32/8; a lone number means as many KV heads as query heads. */

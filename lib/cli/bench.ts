@@ -11,6 +11,7 @@ import {
   parseHeadDim,
   parseHeads,
   parseInteger,
+  parseLaunch,
   parseMemory,
   parseTokenList,
   STRATEGIES,
@@ -48,6 +49,7 @@ export const benchCommand = defineCommand(
       dtype: { value: 'LIST', help: `${DTYPES.join(', ')}; default f16` },
       strategy: { value: 'LIST', help: `${STRATEGIES.join(', ')}; default all three` },
       pool: { value: 'SIZE', help: 'memory that inputs rotate over, such as 4g; default: several times the caches' },
+      launch: { value: 'LIST', help: 'on a GPU, for tuning: copies=bulk,tileTokens=64,stages=3,warps=4,ctasPerSm=1' },
       json: { value: 'FILE', help: 'write everything measured as JSON' },
       csv: { value: 'FILE', help: 'write the rows as CSV' },
       svg: { value: 'FILE', help: 'draw the shares of the roofline' },
@@ -68,6 +70,7 @@ export const benchCommand = defineCommand(
       'lean-attention bench --preset llama3-8b --dtype f16,bf16 --svg bench.svg',
       'lean-attention bench --heads 32/8 --context 1k,4k,16k,64k --json bench.json',
       'lean-attention bench --device cuda --preset ragged --json bench.json',
+      'lean-attention bench --device cuda --launch copies=bulk,stages=3 --json bulk.json',
       'lean-attention bench --ragged 32k,4k,2k,13x512 --strategy lean,flash-attention-2',
     ],
   },
@@ -80,12 +83,13 @@ export const benchCommand = defineCommand(
     for (const path of [values.json, values.csv, values.svg]) if (path !== undefined) checkWritable(path);
 
     const poolBytes = values.pool === undefined ? undefined : parseMemory('--pool', values.pool);
+    const launch = values.launch === undefined ? undefined : parseLaunch('--launch', values.launch);
     const device = openNamedDevice(spec);
     const engine = ((): Engine => {
       try {
-        return device.type === 'cpu'
-          ? new CpuEngine(device, trials, poolBytes)
-          : new CudaEngine(device, trials, { poolBytes });
+        if (device.type !== 'cpu') return new CudaEngine(device, trials, { poolBytes, launch });
+        if (launch !== undefined) throw new InputError('Expected --launch only for a CUDA device, got it for the CPU.');
+        return new CpuEngine(device, trials, poolBytes);
       } catch (error) {
         device.dispose();
         throw error;

@@ -1,7 +1,15 @@
 // Timing on a CUDA device: inputs lie in its memory, work is captured in CUDA graphs and timed by the device's clock, the
 // roofline too.
 
-import { type Device, type DeviceTensor, LeanAttentionError, type Strategy, type Stream, tensor } from '../../index';
+import {
+  type Device,
+  type DeviceTensor,
+  type LaunchOptions,
+  LeanAttentionError,
+  type Strategy,
+  type Stream,
+  tensor,
+} from '../../index';
 import { InputError } from '../errors';
 import { formatBytes } from '../units';
 import { type Check, prepareTileCheck } from './check';
@@ -20,6 +28,7 @@ export interface CudaEngineOptions {
   readonly poolBytes?: number | undefined;
   /** What one sample should last. */
   readonly sampleSeconds?: number;
+  readonly launch?: LaunchOptions | undefined;
 }
 
 export class CudaEngine implements Engine {
@@ -28,6 +37,7 @@ export class CudaEngine implements Engine {
   readonly effort: Effort = { seconds: 1, minRounds: 9, maxRounds: 101 };
   readonly roofline =
     'a plain read of as many bytes on the same GPU, in a CUDA graph and between events as the decodes, beside every sample';
+  readonly launch: LaunchOptions | undefined;
   readonly #sampleSeconds: number;
   readonly #stream: Stream;
   #memory: { readonly inputs: DevicePool; readonly flush: DeviceTensor } | undefined;
@@ -35,13 +45,14 @@ export class CudaEngine implements Engine {
   constructor(
     readonly device: Device,
     trials: readonly Trial[],
-    { poolBytes, sampleSeconds = SAMPLE_SECONDS }: CudaEngineOptions = {},
+    { poolBytes, sampleSeconds = SAMPLE_SECONDS, launch }: CudaEngineOptions = {},
   ) {
     if (trials.some(({ dtype }) => dtype === 'f32')) {
       throw new InputError(
         `Expected --dtype to be f16 or bf16 on ${device.name}, which has no kernels for f32, got f32.`,
       );
     }
+    this.launch = launch;
     this.gpu = describeGpu(device);
     this.pool = choosePool(this.gpu, trials, poolBytes);
     this.#sampleSeconds = sampleSeconds;
@@ -52,7 +63,7 @@ export class CudaEngine implements Engine {
     const bytes = footprint(trial);
     if (bytes > this.pool.limit) return `takes ${formatBytes(bytes)}, and ${formatBytes(this.pool.limit)} can be used`;
     try {
-      planOf(this.device, trial, 'lean');
+      planOf(this, trial, 'lean');
       return undefined;
     } catch (error) {
       const refused =
@@ -69,7 +80,8 @@ export class CudaEngine implements Engine {
     };
     const { inputs, flush } = this.#memory;
     inputs.fill(trial.dtype);
-    return new CudaTrial({ device: this.device, stream: this.#stream, inputs, flush }, trial, this.#sampleSeconds);
+    const place = { device: this.device, stream: this.#stream, inputs, flush, launch: this.launch };
+    return new CudaTrial(place, trial, this.#sampleSeconds);
   }
 
   dispose(): void {
@@ -98,6 +110,7 @@ interface Place {
   readonly stream: Stream;
   readonly inputs: DevicePool;
   readonly flush: DeviceTensor;
+  readonly launch: LaunchOptions | undefined;
 }
 
 class CudaTrial implements PreparedTrial {
@@ -168,7 +181,8 @@ class CudaTrial implements PreparedTrial {
 
   #decode(strategy: Strategy, slot: number): void {
     const { k, v } = this.#slot(slot);
-    this.#place.stream.decode({ ...this.#tensors, k, v, strategy });
+    const { stream, launch } = this.#place;
+    stream.decode({ ...this.#tensors, k, v, strategy, ...(launch && { launch }) });
   }
 
   #slot(index: number): DeviceSlot {

@@ -1,6 +1,6 @@
 // What the measuring loop sees of a device: a trial made ready, checked, and timed one sample at a time, each sample cold.
 
-import type { Device, Strategy } from '../../index';
+import type { Device, LaunchOptions, Strategy } from '../../index';
 import type { Check } from './check';
 import type { Gpu } from './gpu';
 import type { PoolSize } from './pool';
@@ -21,6 +21,8 @@ export interface Engine {
   /** How the roofline is measured, for people. */
   readonly roofline: string;
   readonly gpu?: Gpu;
+  /** What decodes are launched with, where the library's choice is not wanted. */
+  readonly launch?: LaunchOptions | undefined;
   /** Why it cannot run a trial, as the end of a sentence; undefined when it can. */
   whyNot(trial: Trial): string | undefined;
   prepare(trial: Trial): Promise<PreparedTrial>;

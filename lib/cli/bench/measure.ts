@@ -66,7 +66,7 @@ export async function measureTrial(
     return {
       trial,
       rows: rowsOf(engine.device, trial, strategies, samples, errors),
-      plans: strategies.map((strategy) => planOf(engine.device, trial, strategy)),
+      plans: strategies.map((strategy) => planOf(engine, trial, strategy)),
       reads: samples.flat().map(({ readSeconds }) => bytes / readSeconds / 1e9),
       outputTiles: prepared.check.numTiles,
       checkedTiles: prepared.check.numChecked,
@@ -114,9 +114,10 @@ function rowsOf(
 }
 
 /** The schedule of a trial as the device cuts it. */
-export function planOf(device: Device, trial: Trial, strategy: Strategy): Plan {
+export function planOf({ device, launch }: Pick<Engine, 'device' | 'launch'>, trial: Trial, strategy: Strategy): Plan {
   const { dtype, numQueryHeads, numKvHeads, headDim, contextLengths } = trial;
-  return device.plan({ numQueryHeads, numKvHeads, headDim, contextLengths, kvType: dtype, strategy });
+  const shape = { numQueryHeads, numKvHeads, headDim, contextLengths, kvType: dtype };
+  return device.plan({ ...shape, strategy, ...(launch && { launch }) });
 }
 
 /** Rounds of one sample a strategy, the order turned round by round, until time is up. */

@@ -13,7 +13,9 @@ const path = require('node:path');
 
 const allArchitectures = ['80', '86', '89', '90a', '100', '120'];
 const variants = ['compact', 'ampere', 'hopper', 'hopper-bulk'];
-const registersOfSm = 65536; // given out to warps, 8 for each lane at a time
+// Each quarter of an SM has its registers, and gives them out to warps, 8 for each lane at a time.
+const registersOfQuarter = 16384;
+const warpsOfSm = (registers) => 4 * Math.floor(registersOfQuarter / (32 * 8 * Math.ceil(registers / 8)));
 
 const root = path.join(__dirname, '..');
 const folder = path.join(root, 'csrc/cuda/instances');
@@ -58,9 +60,10 @@ function readTable() {
   const directory = mkdtempSync(path.join(os.tmpdir(), 'compile-report-'));
   const program = path.join(directory, 'table');
   const built = spawnSync(nvcc, ['-std=c++20', path.join(__dirname, 'compile-report.cpp'), '-o', program]);
-  const table = built.status === 0 ? JSON.parse(spawnSync(program, { encoding: 'utf8' }).stdout) : [];
+  const table = built.status === 0 ? spawnSync(program, { encoding: 'utf8' }).stdout : undefined;
   rmSync(directory, { recursive: true });
-  return table;
+  if (table === undefined) throw new Error(`scripts/compile-report.cpp does not compile: ${built.stderr}`);
+  return JSON.parse(table);
 }
 
 function parse(output, architecture) {
@@ -145,7 +148,7 @@ async function main() {
     if (row.spillStores + row.spillLoads + row.stack > 0)
       failures.push(`spills or local memory: ${cells.slice(0, 4).join(' ')}`);
     for (const { threads, ctasPerSm } of row.configs)
-      if (ctasPerSm * threads * 8 * Math.ceil(row.registers / 8) > registersOfSm)
+      if ((ctasPerSm * threads) / 32 > warpsOfSm(row.registers))
         failures.push(
           `registers for fewer than ${ctasPerSm} CTAs of ${threads} threads: ${cells.slice(0, 4).join(' ')}`,
         );

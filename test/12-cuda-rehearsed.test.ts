@@ -284,6 +284,7 @@ describe('a GPU that this build has no kernels for', () => {
     expect(both.exitCode).toBe(0);
     expect(both.out).toContain(`✗ cuda:0          ${why}`);
     expect(both.out).toContain('✓ cuda:1          Rehearsed GPU, compute capability 8.6, 1 GiB');
+    expect(both.out).toContain('--device cuda:1 works; what is marked needs mending.');
 
     cuda.addon.steerCuda({ capability: 75, devices: 1 });
     using cpu = cuda.library.openDevice('auto');
@@ -291,6 +292,28 @@ describe('a GPU that this build has no kernels for', () => {
     expect(cpu.description).toContain(`taken because no CUDA device can be used: ${why}`);
     expect(cuda.library.installation().cuda).toMatchObject({ available: false, reason: why });
     expect((await inProcess(['doctor'])).out).toContain('--device cuda ends with exit code 3');
+  });
+});
+
+describe('a device that does not answer', () => {
+  const why = 'Reading the device failed: invalid device (rehearsed)';
+
+  test('is passed by, and the others are as they were', async () => {
+    cuda.addon.steerCuda({ unreadable: 1 });
+    using first = cuda.library.openDevice('auto');
+    expect(first.description).toContain('cuda:0 (');
+    expect(await failure(() => cuda.library.openDevice('cuda:1'))).toMatchObject({
+      code: 'CUDA_UNAVAILABLE',
+      message: expect.stringMatching(`^CUDA device 1 cannot be used: ${why.replace(/[()]/g, '.')}`),
+    });
+    cuda.addon.steerCuda({ unreadable: 0 });
+    using second = cuda.library.openDevice('auto');
+    expect(second.description).toContain(`not cuda:0: ${why}`);
+    expect(() => cuda.library.openDevice('cuda')).toThrow(expect.objectContaining({ reason: 'runtime' }));
+    expect((await inProcess(['doctor'])).out).toContain(`✗ cuda:0          ${why}`);
+    cuda.addon.steerCuda({ unreadable: 0, devices: 1 });
+    using cpu = cuda.library.openDevice('auto');
+    expect(cpu.description).toContain(`taken because no CUDA device can be used: ${why}`);
   });
 });
 

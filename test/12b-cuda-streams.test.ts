@@ -589,12 +589,16 @@ describe('graphs', () => {
     using cache = keep(cuda.device.createKvCache({ layers: 1, numKvHeads: 1, headDim: 64, tokens: 64 }));
     const table = keep(cache.createTable({ rows: 1 }));
     const rows = keep(cuda.device.alloc([1, 1, 64], { dtype: 'f16' }));
+    const options = paged();
+    const there = place(options);
     const graph = fresh.capture(() => {
       fresh.read(rows);
       fresh.write({ table, layer: 0, k: rows, v: rows });
+      fresh.decode(there);
     });
     fresh.launch(graph);
-    await fresh.finish();
+    const out = await fresh.download(there.out);
+    expectSameBits({ out, lse: await fresh.download(there.lse) }, cuda.device.decodeSync(options), '');
   });
 
   test('belongs to its stream', () => {

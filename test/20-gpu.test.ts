@@ -12,7 +12,8 @@ import { installation, openDevice } from './helpers/library';
 const root = fileURLToPath(new URL('..', import.meta.url));
 const MINUTE = 60_000;
 const K = 1024;
-const { available, reason, devices } = installation().cuda;
+const { reason, devices } = installation().cuda;
+const gpu = devices.find((device) => device.reason === '');
 
 /** Of this process alone, so that others on the GPU do not matter; of all where the driver does not tell, as in a container. */
 function bytesInUse(device: Device): number {
@@ -30,14 +31,14 @@ function findNvcc(): string | undefined {
   return [...folders, ...PATH.split(path.delimiter)].map((folder) => path.join(folder, 'nvcc')).find(existsSync);
 }
 
-if (available) {
+if (gpu !== undefined) {
   const rig = { bytesInUse: () => bytesInUse(rig.device) } as Rig;
   beforeAll(() => {
-    rig.device = openDevice('cuda');
+    rig.device = openDevice(`cuda:${gpu.index}`);
   });
   afterAll(() => rig.device.dispose());
 
-  describe(`${devices[0].name}, compute capability ${devices[0].computeCapability}`, () => {
+  describe(`${gpu.name}, compute capability ${gpu.computeCapability}`, () => {
     gpuSuite(
       rig,
       {
@@ -62,15 +63,16 @@ if (available) {
 test(
   'test/gpu builds, and its runner finds nothing wrong',
   (context) => {
-    if (!available) return skipOrFail(context, reason);
+    if (gpu === undefined) return skipOrFail(context, reason);
     const nvcc = findNvcc();
     if (nvcc === undefined) return skipOrFail(context, 'nvcc was not found, so test/gpu cannot be built');
     const folder = path.join(root, 'build/gpu');
-    const run = (command: string, args: readonly string[]): void => {
-      const { status, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 26 });
+    const run = (command: string, args: readonly string[], env: Record<string, string> = {}): void => {
+      const options = { encoding: 'utf8', maxBuffer: 1 << 26, env: { ...process.env, ...env } } as const;
+      const { status, stdout, stderr } = spawnSync(command, args, options);
       expect({ status, said: status === 0 ? '' : `${stdout}\n${stderr}` }, command).toEqual({ status: 0, said: '' });
     };
-    const architecture = devices[0].computeCapability.replace('.', '');
+    const architecture = gpu.computeCapability.replace('.', '');
     // 9.0 and 10.x have instructions that only their "a" targets may use.
     const target = /^(90|10\d)$/.test(architecture) ? `${architecture}a` : architecture;
     run('cmake', [
@@ -82,7 +84,7 @@ test(
       `-DCMAKE_CUDA_COMPILER=${nvcc}`,
     ]);
     run('cmake', ['--build', folder, '--parallel']);
-    run(path.join(folder, 'gpu_runner'), []);
+    run(path.join(folder, 'gpu_runner'), [], { CUDA_VISIBLE_DEVICES: String(gpu.index) });
   },
   20 * MINUTE,
 );

@@ -43,7 +43,7 @@ struct TileKernel {
 
   static constexpr int32_t kLineVectors = kCacheLine / static_cast<int32_t>(sizeof(T)) / kLanes;  // vectors of a line
 
-  // Calls step(load, c) for every vector c of the head dimension, and prefetches as many lines from each of `ahead`.
+  // Calls step(load, c) for every vector c of the head dimension, and prefetches as much from each of `ahead`.
   template <int32_t N, bool kPrefetch, class Step>
   LEAN_INLINE void for_vectors(const T* const (&ahead)[N], Step step) const {
     const auto load = [](const T* p) LEAN_LAMBDA_INLINE { return Simd::load(p); };
@@ -53,6 +53,8 @@ struct TileKernel {
         for (int32_t n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + c * kLanes, 0, kToL2);
       for (int32_t i = 0; i < kLineVectors; ++i) step(load, c + i);
     }
+    if (kPrefetch && (c < whole || has_half))
+      for (int32_t n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + c * kLanes, 0, kToL2);
     for (; c < whole; ++c) step(load, c);
     if (has_half) step([](const T* p) LEAN_LAMBDA_INLINE { return Simd::load_half(p); }, c);
   }

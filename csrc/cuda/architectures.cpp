@@ -43,12 +43,15 @@ int taken_by_driver(const std::vector<Target>& targets, int architecture) {
   return machine_code ? machine_code : ptx;
 }
 
+// All of the table, not a part: which shapes run does not depend on how a build was made.
 bool holds_kernels(int architecture, size_t shared_bytes_per_block) {
   for (int v = 0; v < kNumVariants; ++v) {
     const auto variant = static_cast<Variant>(v);
     if (!compiled_for(variant, architecture)) continue;
-    for (const KernelConfig& config : kConfigs[architecture_class(variant)])
-      if (static_cast<size_t>(shared_bytes(config)) <= shared_bytes_per_block) return true;
+    const auto& configs = kConfigs[architecture_class(variant)];
+    return std::all_of(std::begin(configs), std::end(configs), [=](const KernelConfig& config) {
+      return static_cast<size_t>(shared_bytes(config)) <= shared_bytes_per_block;
+    });
   }
   return false;
 }

@@ -250,6 +250,22 @@ class CudaBackend final : public Backend {
   ThreadPool completion_;  // last, so that it ends before what its calls use
 };
 
+// A device that does not answer is one of those that cannot be used, and no reason to say nothing of the others.
+CudaDevice describe(int index) {
+  try {
+    const api::DeviceInfo info = api::device_info(index);
+    return {index,
+            info.name,
+            std::to_string(info.major) + "." + std::to_string(info.minor),
+            info.memory_bytes,
+            info.l2_bytes,
+            why_no_kernels(info),
+            "no-kernels"};
+  } catch (const Error& error) {
+    return {index, "", "", 0, 0, error.what(), "runtime"};
+  }
+}
+
 }  // namespace
 
 CudaStatus cuda_status() {
@@ -260,14 +276,12 @@ CudaStatus cuda_status() {
   status.problem = problem.reason;
   bool usable = false;
   for (int index = 0; index < count; ++index) {
-    const api::DeviceInfo info = api::device_info(index);
-    status.devices.push_back({index, info.name, std::to_string(info.major) + "." + std::to_string(info.minor),
-                              info.memory_bytes, info.l2_bytes, why_no_kernels(info)});
+    status.devices.push_back(describe(index));
     usable = usable || status.devices.back().reason.empty();
   }
   if (count > 0 && !usable) {
     status.reason = status.devices[0].reason;
-    status.problem = "no-kernels";
+    status.problem = status.devices[0].problem;
   }
   return status;
 }
@@ -280,10 +294,11 @@ std::shared_ptr<Backend> open_cuda(int index) {
     throw Error(ErrorCode::kCudaUnavailable, "No CUDA device " + std::to_string(index) + ": this machine has " +
                                                  std::to_string(status.devices.size()))
         .because("no-such-device");
-  const std::string& reason = status.devices[static_cast<size_t>(index)].reason;
-  if (!reason.empty())
-    throw Error(ErrorCode::kCudaUnavailable, "CUDA device " + std::to_string(index) + " cannot be used: " + reason)
-        .because("no-kernels");
+  const CudaDevice& device = status.devices[static_cast<size_t>(index)];
+  if (!device.reason.empty())
+    throw Error(ErrorCode::kCudaUnavailable,
+                "CUDA device " + std::to_string(index) + " cannot be used: " + device.reason)
+        .because(device.problem);
   return std::make_shared<CudaBackend>(index);
 }
 

@@ -16,7 +16,8 @@ struct CudaDevice {
   std::string compute_capability;
   size_t memory_bytes;
   size_t l2_bytes;
-  std::string reason;  // why it cannot be used, and what to do; empty when it can
+  std::string reason;   // why it cannot be used, and what to do; empty when it can
+  std::string problem;  // the same for programs
 };
 
 struct CudaStatus {

@@ -54,11 +54,19 @@ Error error_of(int number, const std::string& text, std::source_location where) 
       return unavailable("runtime", "; a forked process cannot use CUDA if its parent did");
     case 802:
       return unavailable("runtime", "; on a machine with NVSwitch, nvidia-fabricmanager must run");
+    case 805:
+    case 806:
+    case 807:
+    case 808:
+    case 809:
+    case 810:
+      return unavailable("runtime", "; the Multi-Process Service (MPS) is in the way: see its log, or stop it");
     case 803:
     case 804:
       return unavailable("runtime", "; the driver's libraries and its kernel module do not fit: restart, or reinstall");
     case 214:  // an error of the memory that could not be corrected
     case 220:  // the same of NVLink
+    case 226:  // a fault that was contained
     case 700:  // illegal address
     case 702:  // timeout
     case 710:  // assert
@@ -68,7 +76,7 @@ Error error_of(int number, const std::string& text, std::source_location where) 
     case 717:  // address space
     case 718:  // program counter
     case 719:  // launch failure
-    case 721:  // a fault that was contained
+    case 721:  // tensor memory leaked
     case 999:  // unknown: as when the GPU has gone
       return Error(ErrorCode::kDeviceLost, text + "; the device can be used again only by a new process", where);
     default:

@@ -81,8 +81,6 @@ class CudaStream final : public Stream {
         thread_(1) {
     status_.reserve(2 * sizeof(uint32_t));  // and a word that reads are said to write to
     api::clear(status_.data(), status_.size(), stream_);
-    // A kernel's first use loads its code, and the driver may wait to do so: not in a capture.
-    for (const void* kernel : {tile_map_kernel(), append_kernel(), read_kernel()}) api::kernel_code(kernel);
   }
 
   ~CudaStream() override {
@@ -172,6 +170,9 @@ class CudaStream final : public Stream {
   void begin_capture() override {
     refuse_in_capture("capture");
     api::use_device(device_);
+    // A kernel's first use loads its code, and the driver may wait to do so: not in a capture.
+    for (const void* kernel : {tile_map_kernel(), append_kernel(), read_kernel()}) api::kernel_code(kernel);
+    load_decode_kernels();
     api::begin_capture(stream_);
     capturing_ = true;
     captured_.clear();

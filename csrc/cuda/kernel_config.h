@@ -36,7 +36,8 @@ inline constexpr int kStepTokens = 16;                                // tokens 
 inline constexpr int kMinStages = 2;
 inline constexpr int kMaxStages = 6;
 
-// The most that an instance can run with: beyond head dim 128 more would find no M tile of their own (max_m_tiles).
+// The most that an instance can run with. Beyond head dim 128 a thread takes up to 255 registers: an SM has not
+// enough of them for eight such warps and a producer.
 LEAN_HD constexpr int max_warps(int head_dim) { return head_dim > 128 ? 4 : 8; }
 
 // The head dim of the smallest instance that holds a tensor's; 0: none does.
@@ -106,7 +107,7 @@ constexpr int bytes_in_flight(const KernelConfig& config) {
 // warps comes last but for the ring, which depends on that of the stages too; so kernels know all offsets but its own.
 struct SharedLayout {
   int first_tile;   // [kSharedBatch + 1] int64
-  int warp_totals;  // [kMaxWarps + 1] int64
+  int warp_totals;  // [max_warps(head_dim) + 1] int64
   int barriers;     // [2][kMaxStages] mbarriers: a stage is full, a stage is empty
   int work;         // SharedWork: the worker's place in the schedule, kept here because registers are dearer
   int flag;         // int32: what one thread tells the others

@@ -1,9 +1,9 @@
 // The ring of K/V tiles in shared memory, filled by 16-byte asynchronous copies (sm_80 and later).
 //
 // Warps work in token groups: the m_tiles warps of a group attend to the same tokens, each for its own M tile of query
-// rows, so that K and V are read from memory once for all rows. With up to 16 rows every warp is a group of its own.
-// Each warp copies what it copies for its own group, a step of the tile at most, so only the warps of a group wait for
-// each other; groups drift apart freely, and no barrier of the whole CTA stands in the main loop.
+// rows, so that K and V are read from memory once for all rows. With up to 16 rows every warp is a group of its own,
+// unless the tile has fewer steps than there are warps. Each warp copies what it copies for its own group, a step of
+// the tile at most, so only the warps of a group wait for each other, and groups drift apart freely.
 //
 //   steps of a stage   | step 0 | step 1 | step 2 | step 3 |     four warps:
 //   m_tiles = 1        | warp 0 | warp 1 | warp 2 | warp 3 |     these are the warps that attend to it

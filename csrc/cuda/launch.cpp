@@ -199,6 +199,14 @@ size_t tile_map_bytes(const LaunchPlan& plan, int32_t batch) {
 
 }  // namespace
 
+void load_decode_kernels() {
+  for (int v = 0; v < kNumVariants; ++v)
+    for (const int head_dim : kHeadDims) {
+      api::kernel_code(find_kernel<Float16>(head_dim, static_cast<Variant>(v)));
+      api::kernel_code(find_kernel<BFloat16>(head_dim, static_cast<Variant>(v)));
+    }
+}
+
 LaunchPlan plan_launch(const LaunchRequest& request) {
   check_request(request);
   const DecodeParams& decode = request.decode;

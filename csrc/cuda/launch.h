@@ -53,8 +53,12 @@ struct LaunchPlan {
 };
 
 // Throws Error: the request is not one that the kernels can run (with the reason), or the device has none of them. The
-// first call for a kernel loads its code: make it before a graph is captured.
+// first call for a kernel loads its code, which the driver may refuse while a graph is captured: see
+// load_decode_kernels.
 LaunchPlan plan_launch(const LaunchRequest& request);
+
+// Loads the code of all decode kernels that the current device can run.
+void load_decode_kernels();
 
 void launch_decode(const LaunchRequest& request, cuda::api::Stream stream);
 // The same, for a plan that is at hand already.

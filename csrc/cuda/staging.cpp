@@ -20,7 +20,8 @@ void StagingRing::upload(void* target, const void* source, size_t bytes) {
   auto* to = static_cast<std::byte*>(target);
   const auto* from = static_cast<const std::byte*>(source);
   while (bytes > 0) {
-    if (used_ == kBlockBytes) open_block();
+    if (open_ && used_ == kBlockBytes) close_block();
+    if (!open_) open_block();
     const size_t part = std::min(bytes, kBlockBytes - used_);
     void* staged = static_cast<std::byte*>(static_cast<void*>(open_->pinned)) + used_;
     memcpy(staged, from, part);
@@ -30,14 +31,17 @@ void StagingRing::upload(void* target, const void* source, size_t bytes) {
     from += part;
     bytes -= part;
   }
+  if (open_ && used_ == kBlockBytes) close_block();
+}
+
+// As soon as it is full, so that its event stands behind its copies and nothing else.
+void StagingRing::close_block() {
+  api::record(open_->read, stream_);
+  full_.push_back(std::move(open_));
 }
 
 // Whatever fails here fails before anything has changed hands: the next upload begins anew.
 void StagingRing::open_block() {
-  if (open_) {
-    api::record(open_->read, stream_);
-    full_.push_back(std::move(open_));
-  }
   if (full_.empty() || (full_.size() < kBlocks && !api::has_happened(full_.front()->read))) {
     try {
       open_ = std::make_unique<Block>();

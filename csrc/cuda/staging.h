@@ -33,12 +33,13 @@ class StagingRing {
     OwnEvent read{api::create_event()};
   };
 
+  void close_block();
   void open_block();
 
   const api::Stream stream_;
   std::deque<std::unique_ptr<Block>> full_;  // oldest first
   std::unique_ptr<Block> open_;
-  size_t used_ = kBlockBytes;  // of the open block; all of it while there is none
+  size_t used_ = 0;  // of the open block
 };
 
 }  // namespace lean::cuda

@@ -59,8 +59,12 @@ function describeInstallation(found: Installation, system: { node: string; platf
       .map((line, i) => (i === 0 ? `${ok ? '✓' : '✗'} ${title.padEnd(width)}${line}` : ' '.repeat(width + 2) + line))
       .join('\n'),
   );
-  const advice = cuda.available
-    ? 'Everything is there.'
-    : 'The CPU device works; --device cuda ends with exit code 3 until the above is mended.';
+  const first = cuda.devices.find((device) => device.reason === '');
+  const advice =
+    first === undefined
+      ? 'The CPU device works; --device cuda ends with exit code 3 until the above is mended.'
+      : lines.every(([ok]) => ok)
+        ? 'Everything is there.'
+        : `--device cuda:${first.index} works; what is marked needs mending.`;
   return `${text.join('\n')}\n\n${advice}\n`;
 }

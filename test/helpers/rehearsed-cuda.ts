@@ -12,12 +12,14 @@ export interface Steering {
   /** 0 present, 1 missing, 2 too old, 3 without a device */
   driver?: 0 | 1 | 2 | 3;
   devices?: number;
-  /** Compute capability of the first device, 75 for 7.5; the others have 9.0. */
+  /** Compute capability of the first device, 75 for 7.5; the others have 8.6. */
   capability?: number;
+  /** Nothing is told of the device with this number. */
+  unreadable?: number;
   /** The n-th allocation from now on fails, of the device's memory or of pinned memory. */
   failAllocation?: number;
   failPinned?: number;
-  /** But for decode's, no kernel has been used yet. */
+  /** No kernel has been used yet when the next stream is made. */
   unloadKernels?: 1;
   failLaunch?: number;
   /** Making the next stream fails with this number of cudaError_t. */

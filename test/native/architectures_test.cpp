@@ -39,6 +39,7 @@ TEST(machine_code_is_for_its_major_number_and_ptx_for_all_later_ones) {
   CHECK_EQUAL(why(100, 227, "90a-real") == "", false);   // one architecture alone
   CHECK_EQUAL(why(103, 227, "100f-real"), "");           // a family
   CHECK_EQUAL(why(90, 227, "80-virtual"), "");           // a variant with less shared memory than there is
+  CHECK_EQUAL(why(86, 99, "80-real") == "", false);      // a variant with more, for some head dims or for all
   CHECK_EQUAL(why(80, 163, "75-real 75-virtual") == "", false);
 }
 

@@ -160,6 +160,14 @@ std::set<std::pair<int, const void*>>& loaded() {
   return kernels;
 }
 
+thread_local int captures = 0;  // that this thread has begun
+
+// A driver that loads code when it is first used may have to wait for the device to do so.
+void load(const void* kernel, bool in_capture) {
+  if (loaded().emplace(current, kernel).second && in_capture)
+    throw Error(ErrorCode::kLaunchFailed, "Launching the kernel failed: it is loaded in a capture (rehearsed)");
+}
+
 bool counts_down(int64_t& counter) { return counter > 0 && --counter == 0; }
 
 void check_alive() {
@@ -188,6 +196,7 @@ int count_devices(Problem& problem) noexcept {
 
 // Device 0 is of Hopper's class unless a test says otherwise, all others of the one with the least shared memory.
 DeviceInfo device_info(int device) {
+  if (device == cuda_control().unreadable) throw error_of(101, "Reading the device failed: invalid device (rehearsed)");
   const int capability = device == 0 ? cuda_control().capability : 86;
   const size_t shared_bytes = size_t{1024} * (device == 0 ? 227 : 99);
   return {"Rehearsed GPU", capability / 10, capability % 10, kProcessors, kMemoryBytes, 1 << 20, shared_bytes};
@@ -283,8 +292,7 @@ Stream create_stream() {
   if (const int number = std::exchange(cuda_control().fail_stream, 0))
     throw error_of(number, "Creating a stream failed: rehearsed");
   if (std::exchange(cuda_control().unload_kernels, false))
-    for (const void* kernel : {tile_map_kernel(), append_kernel(), page_copy_kernel(), read_kernel()})
-      loaded().erase({current, kernel});
+    std::erase_if(loaded(), [](const auto& entry) { return entry.first == current; });
   ++cuda_control().live_streams;
   return new RehearsedStream{current, {}, false, {}};
 }
@@ -357,9 +365,11 @@ float milliseconds_between(Event start, Event end) {
 void begin_capture(Stream stream) {
   check_alive();
   opened(stream)->capturing = true;
+  ++captures;
 }
 Graph end_capture(Stream stream) {
   opened(stream)->capturing = false;
+  --captures;
   ++cuda_control().live_graphs;
   return new Work(std::exchange(opened(stream)->captured, {}));
 }
@@ -375,7 +385,7 @@ void destroy_graph(Graph graph) noexcept {
 
 KernelCode kernel_code(const void* kernel) {
   const std::lock_guard lock(machine_mutex());
-  loaded().emplace(current, kernel);
+  if (kernel) load(kernel, captures > 0);
   return {kernel != nullptr, current == 0 ? 90 : 86};
 }
 int resident_ctas(const void*, int, int shared_bytes) {
@@ -423,9 +433,7 @@ void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* 
     const std::lock_guard lock(machine_mutex());
     if (stream && opened(stream)->device != current)
       throw Error(ErrorCode::kLaunchFailed, "Launching the kernel failed: the stream is another device's (rehearsed)");
-    // A driver that loads code when it is first used may have to wait for the device to do so.
-    if (loaded().emplace(current, kernel).second && stream && opened(stream)->capturing)
-      throw Error(ErrorCode::kLaunchFailed, "Launching the kernel failed: it is loaded in a capture (rehearsed)");
+    load(kernel, stream && opened(stream)->capturing);
   }
   enqueue(stream, [=, body = kernel_body(kernel, params)] {
     rehearsal::Dispatch dispatch;

@@ -11,8 +11,9 @@ enum class Driver { kPresent, kMissing, kTooOld, kNoDevice };
 struct CudaControl {
   Driver driver = Driver::kPresent;
   int devices = 2;
-  int capability = 90;          // of the first device, 10 x major + minor; the others have 9.0
-  bool unload_kernels = false;  // once: but for decode's, none has been used yet
+  int capability = 90;          // of the first device, 10 x major + minor; the others have 8.6
+  int unreadable = -1;          // nothing is told of this device
+  bool unload_kernels = false;  // once, when a stream is made: no kernel has been used yet
   int64_t fail_allocation = 0;  // the n-th allocation from now on fails for want of memory; 0: none
   int64_t fail_pinned = 0;      // the same of pinned memory alone
   int64_t fail_launch = 0;      // the n-th launch from now on is refused

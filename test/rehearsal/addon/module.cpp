@@ -13,15 +13,15 @@ int64_t field(const Napi::Object& object, const char* name) {
   return object.Has(name) ? object.Get(name).As<Napi::Number>().Int64Value() : 0;
 }
 
-// steerCuda({ driver, devices, capability, failAllocation, failPinned, unloadKernels, failLaunch, failStream,
-// loseDevice }): what
-// is left out is as on a healthy machine.
+// steerCuda({ driver, devices, capability, unreadable, failAllocation, failPinned, unloadKernels, failLaunch,
+// failStream, loseDevice }): what is left out is as on a healthy machine.
 void steer(const Napi::CallbackInfo& info) {
   const auto options = info[0].As<Napi::Object>();
   CudaControl& control = lean::rehearsal::cuda_control();
   control.driver = static_cast<Driver>(field(options, "driver"));
   control.devices = options.Has("devices") ? static_cast<int>(field(options, "devices")) : 2;
   control.capability = options.Has("capability") ? static_cast<int>(field(options, "capability")) : 90;
+  control.unreadable = options.Has("unreadable") ? static_cast<int>(field(options, "unreadable")) : -1;
   control.fail_allocation = field(options, "failAllocation");
   control.fail_pinned = field(options, "failPinned");
   control.unload_kernels = field(options, "unloadKernels") != 0;

@@ -584,13 +584,13 @@ describe('graphs', () => {
   });
 
   test('a capture may be the first to use a kernel', async () => {
-    cuda.addon.steerCuda({ unloadKernels: 1 });
-    using fresh = cuda.device.createStream();
     using cache = keep(cuda.device.createKvCache({ layers: 1, numKvHeads: 1, headDim: 64, tokens: 64 }));
     const table = keep(cache.createTable({ rows: 1 }));
     const rows = keep(cuda.device.alloc([1, 1, 64], { dtype: 'f16' }));
     const options = paged();
     const there = place(options);
+    cuda.addon.steerCuda({ unloadKernels: 1 });
+    using fresh = cuda.device.createStream();
     const graph = fresh.capture(() => {
       fresh.read(rows);
       fresh.write({ table, layer: 0, k: rows, v: rows });

@@ -6,11 +6,11 @@ import { DeviceTensor } from './memory';
 import type {
   NativeCall,
   NativeKvShape,
+  NativeMemory,
   NativePlan,
   NativeQueryShape,
   NativeSchedule,
   NativeTensorCall,
-  NativeView,
 } from './native';
 import {
   COPY_PATHS,
@@ -25,7 +25,7 @@ import {
   STRATEGIES,
   STRATEGY_CODES,
 } from './options';
-import { expectTensor, extent, isContiguous, type Tensor, zeros } from './tensor';
+import { expectContiguous, expectShape, expectTensor, extent, isShape, type Tensor, zeros } from './tensor';
 import { describe, expectInteger, expectIntegers, expectObject, expectOneOf } from './validate';
 
 /** A call that is ready to run, and what it will have written. */
@@ -39,12 +39,17 @@ export function prepareSchedule(options: ScheduleOptions): NativeSchedule {
   if (options.splits !== undefined && strategy !== 'fixed-split') {
     throw new RangeError(`Expected \`splits\` only with the strategy 'fixed-split', got it with '${strategy}'`);
   }
+  const launch = prepareLaunch(options.launch);
   return {
     strategy: STRATEGY_CODES[strategy],
     workers:
       options.workers === undefined ? DEFAULTS.workers : expectInteger('workers', options.workers, 1, LIMITS.workers),
     splits: options.splits === undefined ? DEFAULTS.splits : expectInteger('splits', options.splits, 1, LIMITS.splits),
-    ...prepareLaunch(options.launch),
+    copies: launch.copies,
+    tileTokens: launch.tileTokens,
+    stages: launch.stages,
+    warps: launch.warps,
+    ctasPerSm: launch.ctasPerSm,
   };
 }
 
@@ -154,7 +159,7 @@ export function prepareCache(
   }
   if (k.shape[3] !== headDim)
     throw new RangeError(`Expected \`k\` shape[3] to equal headDim ${headDim}, got ${k.shape[3]}`);
-  if (v.shape.length !== 4 || v.shape.some((length, axis) => length !== k.shape[axis])) {
+  if (!isShape(v.shape, k.shape)) {
     throw new RangeError(
       `Expected \`v\` shape to equal that of \`k\` [${k.shape.join(', ')}], got [${v.shape.join(', ')}]`,
     );
@@ -259,8 +264,8 @@ export function prepareCall(
 }
 
 /** An operand's memory as native calls take it. */
-export function memoryOf(t: Operand): ArrayBufferView | NativeView {
-  return t instanceof DeviceTensor ? t.view : t.data;
+export function memoryOf(t: Operand): ArrayBufferView | NativeMemory {
+  return t instanceof DeviceTensor ? t.memory : t.data;
 }
 
 function expectOperand(name: string, value: unknown): Operand & { dtype: DType } {
@@ -357,11 +362,8 @@ export function prepareTarget(
   if (given === undefined) return zeros(shape, dtype);
   const target = expectTensor(name, given);
   if (target.dtype !== dtype) throw new TypeError(`Expected \`${name}\` dtype to be '${dtype}', got '${target.dtype}'`);
-  if (target.shape.length !== shape.length || target.shape.some((length, axis) => length !== shape[axis])) {
-    throw new RangeError(`Expected \`${name}\` shape to be [${shape.join(', ')}], got [${target.shape.join(', ')}]`);
-  }
-  if (!isContiguous(target))
-    throw new RangeError(`Expected \`${name}\` to be contiguous, got strides [${target.strides.join(', ')}]`);
+  expectShape(name, target, shape);
+  expectContiguous(name, target);
   return target;
 }
 

@@ -136,7 +136,7 @@ export class Device {
   alloc(shape: readonly number[], options: DeviceTensorOptions = {}): DeviceTensor {
     expectObject('options', options);
     const prepared = prepareDeviceShape(shape, options);
-    return new DeviceTensor(this.#open().allocate(Math.max(prepared.bytes, 1)), prepared);
+    return new DeviceTensor(this.#open().allocate(prepared.bytes), prepared);
   }
 
   /**
@@ -146,14 +146,14 @@ export class Device {
   upload(source: Tensor | Int32Array, target?: DeviceTensor): DeviceTensor {
     const copy = prepareUpload(source, target);
     const to = copy.target ?? this.alloc(copy.shape, { dtype: copy.dtype });
-    this.#open().upload(to.view, copy.data);
+    this.#open().upload(to.memory, copy.data);
     return to;
   }
 
   /** Copies a contiguous tensor back, into a new tensor or into `target`. Blocks, after what streams had enqueued. */
   download(source: DeviceTensor, target?: Tensor): Tensor {
     const to = prepareDownload(source, target);
-    this.#open().download(source.view, to.data.subarray(0, numElements(to.shape)));
+    this.#open().download(source.memory, to.data.subarray(0, numElements(to.shape)));
     return to;
   }
 

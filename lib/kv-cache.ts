@@ -149,7 +149,7 @@ export class KvCache {
     const native = this.#open();
     expectInteger('layer', layer, 0, this.layers - 1);
     const known = this.#blocks.get(layer);
-    if (known !== undefined && known.k.pointer !== 0n && known.v.pointer !== 0n) return known;
+    if (known !== undefined && !known.k.memory.released() && !known.v.memory.released()) return known;
     const shape = prepareDeviceShape([this.numPages, this.pageTokens, this.numKvHeads, this.headDim], {
       dtype: this.dtype,
     });

@@ -3,11 +3,11 @@ import { DTYPE_CODES, type DType } from './dtype';
 import { type KvCache, type Sequence, sequenceIds } from './kv-cache';
 import { expectRows, expectRowsApart, expectTogether, rowNumbers } from './kv-step';
 import { type DeviceTensor, expectDeviceTensor } from './memory';
-import type { NativeKvCache, NativeStreamRows } from './native';
+import type { NativeKvCache, NativeStream } from './native';
 import type { StreamWriteOptions } from './options';
 import { prepareRotary } from './rotary';
 import type { Stream } from './stream';
-import { isContiguous } from './tensor';
+import { expectContiguous } from './tensor';
 import { describe, expectInteger, expectObject } from './validate';
 
 /**
@@ -77,7 +77,7 @@ export class KvTable {
 }
 
 /** From the options of a write in a stream to what native code takes. */
-export function prepareStreamRows(options: StreamWriteOptions): NativeStreamRows {
+export function prepareStreamRows(options: StreamWriteOptions): Parameters<NativeStream['append']> {
   expectObject('options', options);
   const { table } = options;
   if (!(table instanceof KvTable)) throw new TypeError(`Expected \`table\` to be a KvTable, got ${describe(table)}`);
@@ -92,25 +92,23 @@ export function prepareStreamRows(options: StreamWriteOptions): NativeStreamRows
   let qOut = q;
   if (q !== null && options.qOut !== undefined) {
     qOut = expectRows('qOut', expectNumbers('qOut', options.qOut, q.dtype), rows, q.shape[1], headDim);
-    if (!isContiguous(qOut)) {
-      throw new RangeError(`Expected \`qOut\` to be contiguous, got strides [${qOut.strides.join(', ')}]`);
-    }
+    expectContiguous('qOut', qOut);
   }
   const pages = cache.layer(layer);
   const rotary = options.rotary === undefined ? null : prepareRotary(options.rotary, headDim);
-  return {
-    k: k.view,
-    v: v.view,
-    q: q === null ? null : q.view,
-    qOut: qOut === null ? null : qOut.view,
-    numbers: rowNumbers({ k, v, q, qOut }, rotary),
-    inverseFrequencies: rotary === null ? null : rotary.inverseFrequencies,
-    kPages: pages.k.view,
-    vPages: pages.v.view,
-    contextLengths: table.contextLengths.view,
-    pageTable: table.pageTable.view,
-    tableNumbers: table.numbers,
-  };
+  return [
+    rowNumbers({ k, v, q, qOut }, rotary),
+    rotary === null ? null : rotary.inverseFrequencies,
+    k.memory,
+    v.memory,
+    q === null ? null : q.memory,
+    qOut === null ? null : qOut.memory,
+    table.numbers,
+    pages.k.memory,
+    pages.v.memory,
+    table.contextLengths.memory,
+    table.pageTable.memory,
+  ];
 }
 
 function expectNumbers(name: string, value: unknown, dtype?: DType): DeviceTensor & { dtype: DType } {

@@ -1,13 +1,15 @@
 // Tensors in a device's memory. They hold no numbers that JavaScript can see: upload and download move them.
 import { types } from 'node:util';
 import { DTYPE_BYTES, type DType } from './dtype';
-import type { NativeMemory, NativeView } from './native';
+import type { NativeMemory } from './native';
 import { DEFAULTS } from './options';
 import {
   contiguousData,
+  expectContiguous,
   expectTensor,
   extent,
   isContiguous,
+  isShape,
   numElements,
   prepareStrides,
   type Tensor,
@@ -62,13 +64,12 @@ export class DeviceTensor {
   readonly strides: readonly number[];
   /** From its first element to past its last. */
   readonly bytes: number;
-  readonly #memory: NativeMemory;
-  readonly #offset: number;
+  /** @internal As native calls take it: as many bytes. */
+  readonly memory: NativeMemory;
 
-  /** @internal `offset`: bytes from the memory's beginning to the first element. */
-  constructor(memory: NativeMemory, { dtype, shape, strides, bytes }: DeviceShape, offset = 0) {
-    this.#memory = memory;
-    this.#offset = offset;
+  /** @internal */
+  constructor(memory: NativeMemory, { dtype, shape, strides, bytes }: DeviceShape) {
+    this.memory = memory;
     this.dtype = dtype;
     this.shape = shape;
     this.strides = strides;
@@ -77,13 +78,7 @@ export class DeviceTensor {
 
   /** Address of the first element in the device's memory, for other libraries; 0n once disposed. */
   get pointer(): bigint {
-    const pointer = this.#memory.pointer();
-    return pointer === 0n ? pointer : pointer + BigInt(this.#offset);
-  }
-
-  /** @internal The memory as native calls take it. */
-  get view(): NativeView {
-    return { memory: this.#memory, byteOffset: this.#offset, byteLength: this.bytes };
+    return this.memory.pointer();
   }
 
   /** The part from index `begin` of the first axis to before `end`, in the same memory: disposing either disposes both. */
@@ -97,12 +92,12 @@ export class DeviceTensor {
     const bytes = extent(shape, this.strides) * size;
     const offset = bytes === 0 ? 0 : begin * this.strides[0] * size;
     const part = { dtype: this.dtype, shape: Object.freeze(shape), strides: this.strides, bytes };
-    return new DeviceTensor(this.#memory, part, this.#offset + offset);
+    return new DeviceTensor(this.memory.part(offset, bytes), part);
   }
 
   /** Lets the memory go, once enqueued work no longer uses it. Idempotent. Memory that was wrapped stays its owner's. */
   dispose(): void {
-    this.#memory.release();
+    this.memory.release();
   }
 
   [Symbol.dispose](): void {
@@ -139,7 +134,7 @@ export function prepareUpload(source: Tensor | Int32Array, target: unknown): Upl
   if (target === undefined) return { data, dtype, shape, target: undefined };
   const to = expectDeviceTensor('target', target, dtype);
   // Page tables are flat in JavaScript: of integers, only the number counts.
-  const fits = numbers ? numElements(to.shape) === shape[0] : sameShape(to.shape, shape);
+  const fits = numbers ? numElements(to.shape) === shape[0] : isShape(to.shape, shape);
   if (!fits || !isContiguous(to)) {
     throw new RangeError(
       `Expected \`target\` to be contiguous, of shape [${shape.join(', ')}], got [${to.shape.join(', ')}]`,
@@ -151,21 +146,16 @@ export function prepareUpload(source: Tensor | Int32Array, target: unknown): Upl
 export function prepareDownload(source: unknown, target: unknown): Tensor {
   const from = expectDeviceTensor('source', source);
   if (from.dtype === 'i32') throw new TypeError("Expected `source` dtype to be 'f32', 'f16' or 'bf16', got 'i32'");
-  if (!isContiguous(from)) {
-    throw new RangeError(`Expected \`source\` to be contiguous, got strides [${from.strides.join(', ')}]`);
-  }
+  expectContiguous('source', from);
   if (target === undefined) return zeros(from.shape, from.dtype);
   const to = expectTensor('target', target);
   if (to.dtype !== from.dtype) {
     throw new TypeError(`Expected \`target\` dtype to be '${from.dtype}', got '${to.dtype}'`);
   }
-  if (!sameShape(to.shape, from.shape) || !isContiguous(to)) {
+  if (!isShape(to.shape, from.shape) || !isContiguous(to)) {
     throw new RangeError(
       `Expected \`target\` to be contiguous, of shape [${from.shape.join(', ')}], got [${to.shape.join(', ')}]`,
     );
   }
   return to;
 }
-
-const sameShape = (a: readonly number[], b: readonly number[]): boolean =>
-  a.length === b.length && a.every((length, axis) => length === b[axis]);

@@ -4,17 +4,14 @@ import path from 'node:path';
 import { LeanAttentionError } from './errors';
 import type { KvCacheStats } from './kv-cache';
 
-/** A block of a device's memory. */
+/** A block of a device's memory, or a part of one. */
 export interface NativeMemory {
+  /** 0n once it has been released. */
   pointer(): bigint;
+  part(byteOffset: number, byteLength: number): NativeMemory;
+  released(): boolean;
+  /** The whole block, all parts of it. */
   release(): void;
-}
-
-/** A part of such a block, as native calls take it. */
-export interface NativeView {
-  memory: NativeMemory;
-  byteOffset: number;
-  byteLength: number;
 }
 
 /** How the work is cut and launched. */
@@ -58,7 +55,7 @@ export interface NativeKvShape {
 
 /** What every decode call gives native code: views and flat numbers (csrc/binding/arguments.cpp). */
 interface NativeQueries extends NativeQueryShape, NativeSchedule {
-  q: ArrayBufferView | NativeView;
+  q: ArrayBufferView | NativeMemory;
   out: ArrayBufferView;
   lse: Float32Array;
   scale: number;
@@ -68,23 +65,11 @@ interface NativeQueries extends NativeQueryShape, NativeSchedule {
 
 /** A decode call over the caller's tensors. */
 export interface NativeTensorCall extends NativeQueries, NativeKvShape {
-  k: ArrayBufferView | NativeView;
-  v: ArrayBufferView | NativeView;
+  k: ArrayBufferView | NativeMemory;
+  v: ArrayBufferView | NativeMemory;
   contextLengths: Int32Array;
   pageTable: Int32Array | null;
   plan: NativePlan | null;
-}
-
-/** The same in a stream: everything lies in the device's memory, and the numbers in one array (lib/decode-stream.ts). */
-export interface NativeStreamCall {
-  numbers: Float64Array;
-  q: NativeView;
-  k: NativeView;
-  v: NativeView;
-  out: NativeView;
-  lse: NativeView;
-  contextLengths: NativeView;
-  pageTable: NativeView | null;
 }
 
 /** Sequences of a cache by their ids; with counts and stamp, the tokens that an append made room for. */
@@ -126,22 +111,6 @@ export interface NativeRows extends NativeBatch {
   numbers: Float64Array;
   /** Null: nothing is rotated. */
   inverseFrequencies: Float64Array | null;
-}
-
-/** Rows to write in a stream: everything lies in the device's memory. */
-export interface NativeStreamRows {
-  k: NativeView;
-  v: NativeView;
-  q: NativeView | null;
-  qOut: NativeView | null;
-  numbers: Float64Array;
-  inverseFrequencies: Float64Array | null;
-  kPages: NativeView;
-  vPages: NativeView;
-  contextLengths: NativeView;
-  pageTable: NativeView;
-  /** lib/kv-table.ts names them. */
-  tableNumbers: Float64Array;
 }
 
 export interface NativeKvCache {
@@ -193,8 +162,8 @@ export interface NativeDevice {
   decodeAsync(call: NativeCall): Promise<void>;
   allocate(bytes: number): NativeMemory;
   wrap(pointer: bigint, bytes: number): NativeMemory;
-  upload(target: NativeView, source: ArrayBufferView): void;
-  download(source: NativeView, target: ArrayBufferView): void;
+  upload(target: NativeMemory, source: ArrayBufferView): void;
+  download(source: NativeMemory, target: ArrayBufferView): void;
   createStream(): NativeStream;
   createKvCache(shape: NativeKvCacheShape): NativeKvCache;
   memoryInfo(): { freeBytes: number; totalBytes: number };
@@ -206,13 +175,41 @@ export interface NativeDevice {
 export type NativeEvent = { readonly __event: never };
 export type NativeGraph = { readonly __graph: never };
 
+/**
+ * Everything lies in the device's memory. A server calls decode and append for every layer of every step, so they take what
+ * they need one by one: to read it from an object by name costs more than all the rest.
+ */
 export interface NativeStream {
-  decode(call: NativeStreamCall): void;
-  append(rows: NativeStreamRows): void;
-  upload(target: NativeView, source: ArrayBufferView): void;
-  copy(target: NativeView, source: NativeView): void;
-  read(source: NativeView): void;
-  download(source: NativeView, target: ArrayBufferView): Promise<void>;
+  decode(
+    /** lib/decode-stream.ts names them. */
+    numbers: Float64Array,
+    q: NativeMemory,
+    k: NativeMemory,
+    v: NativeMemory,
+    out: NativeMemory,
+    lse: NativeMemory,
+    contextLengths: NativeMemory,
+    pageTable: NativeMemory | null,
+  ): void;
+  append(
+    /** lib/kv-step.ts names them. */
+    numbers: Float64Array,
+    inverseFrequencies: Float64Array | null,
+    k: NativeMemory,
+    v: NativeMemory,
+    q: NativeMemory | null,
+    qOut: NativeMemory | null,
+    /** lib/kv-table.ts names them. */
+    tableNumbers: Float64Array,
+    kPages: NativeMemory,
+    vPages: NativeMemory,
+    contextLengths: NativeMemory,
+    pageTable: NativeMemory,
+  ): void;
+  upload(target: NativeMemory, source: ArrayBufferView): void;
+  copy(target: NativeMemory, source: NativeMemory): void;
+  read(source: NativeMemory): void;
+  download(source: NativeMemory, target: ArrayBufferView): Promise<void>;
   finish(): Promise<void>;
   record(): NativeEvent;
   wait(event: NativeEvent): void;

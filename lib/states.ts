@@ -2,7 +2,7 @@
 import { DTYPE_CODES } from './dtype';
 import { native } from './native';
 import type { DecodeResult } from './options';
-import { contiguousData, expectTensor, type Tensor, zeros } from './tensor';
+import { contiguousData, expectShape, expectTensor, type Tensor, zeros } from './tensor';
 import { describe, expectObject } from './validate';
 
 /**
@@ -22,8 +22,8 @@ export function mergeStates(states: readonly DecodeResult[]): DecodeResult {
   const first: Tensor = states[0].out;
   if (first.shape.length === 0) throw new RangeError('Expected `states[0].out` shape to be [..., headDim], got []');
   for (const [index, { out, lse }] of (states as readonly DecodeResult[]).entries()) {
-    expectShape(`states[${index}].out`, out, first.shape, first.dtype);
-    expectShape(`states[${index}].lse`, lse, first.shape.slice(0, -1), 'f32');
+    expectLike(`states[${index}].out`, out, first.shape, first.dtype);
+    expectLike(`states[${index}].lse`, lse, first.shape.slice(0, -1), 'f32');
   }
   const result = { out: zeros(first.shape, first.dtype), lse: zeros(first.shape.slice(0, -1), 'f32') };
   native().mergeStates(
@@ -37,9 +37,7 @@ export function mergeStates(states: readonly DecodeResult[]): DecodeResult {
   return result;
 }
 
-function expectShape(name: string, t: Tensor, shape: readonly number[], dtype: Tensor['dtype']): void {
+function expectLike(name: string, t: Tensor, shape: readonly number[], dtype: Tensor['dtype']): void {
   if (t.dtype !== dtype) throw new TypeError(`Expected \`${name}\` dtype to be '${dtype}', got '${t.dtype}'`);
-  if (t.shape.length !== shape.length || t.shape.some((length, axis) => length !== shape[axis])) {
-    throw new RangeError(`Expected \`${name}\` shape to be [${shape.join(', ')}], got [${t.shape.join(', ')}]`);
-  }
+  expectShape(name, t, shape);
 }

@@ -73,7 +73,7 @@ export class Stream {
    * runs and the work is cut there, so a captured decode stays right when they change.
    */
   decode(options: StreamDecodeOptions): void {
-    this.#open().decode(prepareStreamCall(options));
+    this.#open().decode(...prepareStreamCall(options));
   }
 
   /**
@@ -81,7 +81,7 @@ export class Stream {
    * `rotary`, K is rotated before it is stored, and so is q. Places and positions are read from the table when it runs.
    */
   write(options: StreamWriteOptions): void {
-    this.#open().append(prepareStreamRows(options));
+    this.#open().append(...prepareStreamRows(options));
   }
 
   /**
@@ -91,12 +91,12 @@ export class Stream {
    */
   upload(source: Tensor | Int32Array, target: DeviceTensor): void {
     const { data } = prepareUpload(source, expectDeviceTensor('target', target));
-    this.#open().upload(target.view, data);
+    this.#open().upload(target.memory, data);
   }
 
   /** Enqueues a copy between tensors in the device's memory, of as many bytes. */
   copy(source: DeviceTensor, target: DeviceTensor): void {
-    this.#open().copy(expectDeviceTensor('target', target).view, expectDeviceTensor('source', source).view);
+    this.#open().copy(expectDeviceTensor('target', target).memory, expectDeviceTensor('source', source).memory);
   }
 
   /**
@@ -104,7 +104,7 @@ export class Stream {
    * as many bytes.
    */
   read(source: DeviceTensor): void {
-    this.#open().read(expectDeviceTensor('source', source).view);
+    this.#open().read(expectDeviceTensor('source', source).memory);
   }
 
   /**
@@ -117,7 +117,7 @@ export class Stream {
     const views: NamedViews = [['target', to.data]];
     expectFixedBuffers(views);
     const expectAttached = rememberBuffers(views);
-    await native.download(source.view, to.data.subarray(0, numElements(to.shape)));
+    await native.download(source.memory, to.data.subarray(0, numElements(to.shape)));
     expectAttached();
     return to;
   }

@@ -50,9 +50,39 @@ export function numElements(shape: readonly number[]): number {
   return shape.reduce((product, length) => product * length, 1);
 }
 
-export function isContiguous(t: Pick<Tensor, 'shape' | 'strides'>): boolean {
-  const expected = contiguousStrides(t.shape);
-  return t.shape.every((length, axis) => length <= 1 || t.strides[axis] === expected[axis]);
+export function isContiguous({ shape, strides }: Pick<Tensor, 'shape' | 'strides'>): boolean {
+  let step = 1;
+  for (let axis = shape.length - 1; axis >= 0; axis--) {
+    if (shape[axis] > 1 && strides[axis] !== step) return false;
+    step *= shape[axis];
+  }
+  return true;
+}
+
+export function expectContiguous(name: string, t: Pick<Tensor, 'shape' | 'strides'>): void {
+  if (!isContiguous(t))
+    throw new RangeError(`Expected \`${name}\` to be contiguous, got strides [${t.strides.join(', ')}]`);
+}
+
+/** Loops, as V8 does not inline the methods of frozen arrays, and streams ask in every call. */
+export function isShape(shape: readonly number[], expected: readonly number[], axes = expected.length): boolean {
+  if (shape.length !== axes) return false;
+  for (let axis = 0; axis < axes; axis++) if (shape[axis] !== expected[axis]) return false;
+  return true;
+}
+
+/** That a tensor has a shape, or the first axes of one. */
+export function expectShape(
+  name: string,
+  { shape }: Pick<Tensor, 'shape'>,
+  expected: readonly number[],
+  axes = expected.length,
+): void {
+  if (!isShape(shape, expected, axes)) {
+    throw new RangeError(
+      `Expected \`${name}\` shape to be [${expected.slice(0, axes).join(', ')}], got [${shape.join(', ')}]`,
+    );
+  }
 }
 
 /** Elements from a tensor's first one to past its last. */

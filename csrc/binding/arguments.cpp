@@ -23,7 +23,7 @@ std::span<std::byte> pinned_bytes(const Napi::Object& object, const char* name, 
   return bytes;
 }
 
-// The numbers of a stream's call, in the order of lib/decode-stream.ts.
+// The numbers of a stream's call, in the order of lib/decode-stream.ts, and nearly that in which they are read below.
 constexpr const char* kStreamNumbers[] = {
     "strategy",     "workers",     "splits",      "copies",       "tileTokens",    "stages",     "warps",
     "ctasPerSm",    "qType",       "batch",       "queryLen",     "numQueryHeads", "headDim",    "qSequenceStride",
@@ -122,19 +122,19 @@ PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   request.strategy = static_cast<Strategy>(strategy);
   request.processors = integer(object, "workers");
   request.splits = integer(object, "splits");
+  const int64_t copies = integer(object, "copies");
+  if (copies < 0 || copies > 2) refuse("Expected a copy path from 0 to 2, got " + std::to_string(copies));
+  request.launch = {static_cast<CopyPath>(copies), int32(object, "tileTokens"), int32(object, "stages"),
+                    int32(object, "warps"), int32(object, "ctasPerSm")};
+  const int32_t query_len = int32(object, "queryLen"), query_heads = int32(object, "numQueryHeads");
+  if (query_heads < 1 || query_len < 1) refuse("Expected at least one query head and one query");
+  request.head_dim = int32(object, "headDim");
+  request.kv_type = dtype(object, "kvType");
   request.num_kv_heads = int32(object, "numKvHeads");
   constexpr int64_t kMaxWorkers = 1 << 20;
   if (request.processors < 0 || request.processors > kMaxWorkers || request.splits < 0 ||
       request.splits > kMaxWorkers || request.num_kv_heads < 1)
     refuse("Expected workers from 0 to 1048576, splits from 0 to 1048576 and at least one KV head");
-  request.head_dim = int32(object, "headDim");
-  request.kv_type = dtype(object, "kvType");
-  const int64_t copies = integer(object, "copies");
-  if (copies < 0 || copies > 2) refuse("Expected a copy path from 0 to 2, got " + std::to_string(copies));
-  request.launch = {static_cast<CopyPath>(copies), int32(object, "tileTokens"), int32(object, "stages"),
-                    int32(object, "warps"), int32(object, "ctasPerSm")};
-  const int32_t query_heads = int32(object, "numQueryHeads"), query_len = int32(object, "queryLen");
-  if (query_heads < 1 || query_len < 1) refuse("Expected at least one query head and one query");
   request.rows = int64_t{query_heads} / request.num_kv_heads * query_len;
   request.tile_tokens = backend.tile_tokens(request);
   if (request.processors == 0) request.processors = backend.default_workers(request);
@@ -163,7 +163,7 @@ namespace {
 std::span<std::byte> operand(const Napi::Object& object, const char* name, const Backend& backend, DecodeCall& call,
                              bool& on_device, std::vector<Napi::Object>& pinned) {
   const Napi::Value value = object.Get(name);
-  on_device = is_device_view(value);
+  on_device = is_device_memory(value);
   if (!on_device) return pinned_bytes(object, name, pinned);
   DeviceView memory = device_view(value, name, backend);
   call.owners.push_back(std::move(memory.owner));
@@ -176,21 +176,21 @@ void read_query_shape(const Fields& object, DecodeParams& params) {
   params.batch = int32(object, "batch");
   params.query_len = int32(object, "queryLen");
   params.num_query_heads = int32(object, "numQueryHeads");
-  params.scale = static_cast<float>(number(object, "scale"));
+  params.head_dim = int32(object, "headDim");
   params.q_strides = {integer(object, "qSequenceStride"), integer(object, "qQueryStride"),
                       integer(object, "qHeadStride")};
+  params.scale = static_cast<float>(number(object, "scale"));
 }
 
 template <class Fields>
 void read_kv_shape(const Fields& object, DecodeParams& params) {
   params.kv_type = dtype(object, "kvType");
   params.num_kv_heads = int32(object, "numKvHeads");
-  params.head_dim = int32(object, "headDim");
   params.num_pages = int32(object, "numPages");
   params.page_tokens = int32(object, "pageTokens");
-  params.max_pages = int32(object, "maxPages");
   params.k_strides = cache_strides(object, "kPageStride", "kTokenStride", "kHeadStride");
   params.v_strides = cache_strides(object, "vPageStride", "vTokenStride", "vHeadStride");
+  params.max_pages = int32(object, "maxPages");
 }
 
 void expect_entries(const char* name, size_t expected, size_t found) {
@@ -266,11 +266,12 @@ std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backen
   return call;
 }
 
-StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
+StreamDecode stream_decode(const Napi::CallbackInfo& info, const Backend& backend) {
   StreamDecode call;
-  const Numbers numbers(object.Get("numbers"), kStreamNumbers);
-  const auto view = [&](const char* name) {
-    DeviceView memory = device_view(object.Get(name), name, backend);
+  const Numbers numbers(info[0], kStreamNumbers);
+  call.owners.reserve(7);
+  const auto memory_of = [&](size_t index, const char* name) {
+    DeviceView memory = device_view(info[index], name, backend);
     call.owners.push_back(std::move(memory.owner));
     return std::span<std::byte>(memory.data, memory.bytes);
   };
@@ -278,10 +279,10 @@ StreamDecode stream_decode(const Napi::Object& object, const Backend& backend) {
   DecodeParams& params = call.params;
   read_query_shape(numbers, params);
   read_kv_shape(numbers, params);
-  const auto q = view("q"), k = view("k"), v = view("v"), out = view("out"), lse = view("lse");
-  const auto lengths = view("contextLengths");
-  const bool is_paged = object.Get("pageTable").IsObject();
-  const auto table = is_paged ? view("pageTable") : std::span<std::byte>();
+  const auto q = memory_of(1, "q"), k = memory_of(2, "k"), v = memory_of(3, "v"), out = memory_of(4, "out"),
+             lse = memory_of(5, "lse"), lengths = memory_of(6, "contextLengths");
+  const bool is_paged = info[7].IsObject();
+  const auto table = is_paged ? memory_of(7, "pageTable") : std::span<std::byte>();
   const std::initializer_list<NamedMemory> inputs = {
       {"q", q}, {"k", k}, {"v", v}, {"contextLengths", lengths}, {"pageTable", table}};
   expect_apart({"out", out}, inputs);

@@ -51,7 +51,7 @@ std::shared_ptr<const Plan> make_plan(const Napi::Object& object, const Backend&
 std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
                                         std::vector<Napi::Object>& pinned);
 
-// The same for a stream: everything lies in the device's memory.
-StreamDecode stream_decode(const Napi::Object& object, const Backend& backend);
+// The same for a stream: everything lies in the device's memory. The arguments of NativeStream.decode in lib/native.ts.
+StreamDecode stream_decode(const Napi::CallbackInfo& info, const Backend& backend);
 
 }  // namespace lean::binding

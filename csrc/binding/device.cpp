@@ -1,5 +1,7 @@
 #include "device.h"
 
+#include <algorithm>
+
 #include "../runtime/error.h"
 #include "arguments.h"
 #include "environment.h"
@@ -108,7 +110,8 @@ Napi::Value NativeDevice::memory_info(const Napi::CallbackInfo& info) {
 Napi::Value NativeDevice::allocate(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const auto bytes = static_cast<size_t>(info[0].As<Napi::Number>().Int64Value());
-    return NativeMemory::create(info.Env(), {backend_, backend().allocate(bytes), bytes});
+    // A tensor of no elements has memory all the same: that it was released can then be seen.
+    return NativeMemory::create(info.Env(), {backend_, backend().allocate(std::max<size_t>(bytes, 1))}, bytes);
   });
 }
 
@@ -121,7 +124,7 @@ Napi::Value NativeDevice::wrap(const Napi::CallbackInfo& info) {
     const auto bytes = static_cast<size_t>(info[1].As<Napi::Number>().Int64Value());
     // The caller's own: kept alive by nobody here.
     const std::shared_ptr<void> memory(reinterpret_cast<void*>(address), [](void*) {});
-    return NativeMemory::create(info.Env(), {backend_, memory, bytes});
+    return NativeMemory::create(info.Env(), {backend_, memory}, bytes);
   });
 }
 

@@ -35,31 +35,34 @@ constexpr const char* kTableNumbers[] = {"rows",     "numKvHeads", "headDim", "k
 
 // Rows of K, V and queries as a caller gives them, and how they are rotated. Returns the inverse frequencies, which the
 // parameters point to.
-template <class View>
-std::vector<double> read_rows(const Napi::Object& object, AppendParams& params, AppendSizes& sizes, View view) {
-  const auto rows = [&](const char* name, DType type, size_t& size) {
-    const std::span<std::byte> bytes = view(name);
+struct RowValues {
+  Napi::Value numbers, inverse_frequencies, k, v, q, q_out;
+};
+template <class MemoryOf>
+std::vector<double> read_rows(const RowValues& values, AppendParams& params, AppendSizes& sizes, MemoryOf memory_of) {
+  const auto rows = [&](const Napi::Value& value, const char* name, DType type, size_t& size) {
+    const std::span<std::byte> bytes = memory_of(value, name);
     size = bytes.size();
     return address(bytes, type, name);
   };
-  const Numbers numbers(object.Get("numbers"), kRowNumbers);
+  const Numbers numbers(values.numbers, kRowNumbers);
   params.k_type = dtype(numbers, "kType");
   params.v_type = dtype(numbers, "vType");
-  params.k = rows("k", params.k_type, sizes.k);
-  params.v = rows("v", params.v_type, sizes.v);
+  params.k = rows(values.k, "k", params.k_type, sizes.k);
+  params.v = rows(values.v, "v", params.v_type, sizes.v);
   params.k_strides = row_strides(numbers, "kRowStride", "kHeadStride");
   params.v_strides = row_strides(numbers, "vRowStride", "vHeadStride");
-  if (object.Get("q").IsObject()) {
+  if (values.q.IsObject()) {
     params.q_type = dtype(numbers, "qType");
-    params.q = rows("q", params.q_type, sizes.q);
-    params.q_out = rows("qOut", params.q_type, sizes.q_out);
+    params.q = rows(values.q, "q", params.q_type, sizes.q);
+    params.q_out = rows(values.q_out, "qOut", params.q_type, sizes.q_out);
     params.q_strides = row_strides(numbers, "qRowStride", "qHeadStride");
     params.q_out_strides = row_strides(numbers, "qOutRowStride", "qOutHeadStride");
     params.num_query_heads = int32(numbers, "numQueryHeads");
   }
   std::vector<double> frequencies;
-  if (object.Get("inverseFrequencies").IsObject()) {
-    frequencies = values_of<double>(object.Get("inverseFrequencies"), "inverseFrequencies");
+  if (values.inverse_frequencies.IsObject()) {
+    frequencies = values_of<double>(values.inverse_frequencies, "inverseFrequencies");
     params.inverse_frequencies = frequencies.data();
     sizes.frequencies = frequencies.size() * sizeof(double);
     params.rotary_dims = static_cast<int32_t>(2 * frequencies.size());
@@ -86,18 +89,20 @@ KvBatch kv_batch(const Napi::Object& object) {
   return batch;
 }
 
-StreamAppend stream_append(const Napi::Object& object, const Backend& device) {
+StreamAppend stream_append(const Napi::CallbackInfo& info, const Backend& device) {
   StreamAppend call;
   AppendParams& params = call.params;
   AppendSizes sizes{};
-  const auto view = [&](const char* name) {
-    DeviceView memory = device_view(object.Get(name), name, device);
+  call.owners.reserve(8);
+  const auto memory_of = [&](const Napi::Value& value, const char* name) {
+    DeviceView memory = device_view(value, name, device);
     call.owners.push_back(std::move(memory.owner));
     return std::span<std::byte>(memory.data, memory.bytes);
   };
-  call.inverse_frequencies = read_rows(object, params, sizes, view);
+  const RowValues rows{info[0], info[1], info[2], info[3], info[4], info[5]};
+  call.inverse_frequencies = read_rows(rows, params, sizes, memory_of);
   params.inverse_frequencies = call.inverse_frequencies.empty() ? nullptr : call.inverse_frequencies.data();
-  const Numbers table_numbers(object.Get("tableNumbers"), kTableNumbers);
+  const Numbers table_numbers(info[6], kTableNumbers);
   params.rows = int32(table_numbers, "rows");
   params.num_kv_heads = int32(table_numbers, "numKvHeads");
   params.head_dim = int32(table_numbers, "headDim");
@@ -107,8 +112,8 @@ StreamAppend stream_append(const Napi::Object& object, const Backend& device) {
   params.max_pages = int32(table_numbers, "maxPages");
   const int64_t token = int64_t{params.num_kv_heads} * params.head_dim;
   params.cache_strides = {token * params.page_tokens, token, params.head_dim};
-  const auto k_pages = view("kPages"), v_pages = view("vPages"), lengths = view("contextLengths"),
-             table = view("pageTable");
+  const auto k_pages = memory_of(info[7], "kPages"), v_pages = memory_of(info[8], "vPages"),
+             lengths = memory_of(info[9], "contextLengths"), table = memory_of(info[10], "pageTable");
   check_append(params, sizes);
   const auto page_bytes = static_cast<size_t>(token * params.page_tokens * dtype_size(params.kv_type));
   if (k_pages.size() / page_bytes < static_cast<size_t>(params.num_pages) || v_pages.size() != k_pages.size() ||
@@ -223,8 +228,9 @@ void NativeKvCache::write(const Napi::CallbackInfo& info) {
     AppendCall call;
     call.params = {};
     AppendSizes sizes{};
-    const std::vector<double> frequencies =
-        read_rows(object, call.params, sizes, [&](const char* name) { return bytes_of(object.Get(name), name); });
+    const RowValues rows{object.Get("numbers"), object.Get("inverseFrequencies"), object.Get("k"), object.Get("v"),
+                         object.Get("q"),       object.Get("qOut")};
+    const std::vector<double> frequencies = read_rows(rows, call.params, sizes, bytes_of);
     cache().write(*backend(), kv_batch(object), int32(object, "layer"), call, sizes);
   });
 }
@@ -233,7 +239,7 @@ Napi::Value NativeKvCache::block(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const KvCache::Block block =
         cache().layer_block(info[0].As<Napi::Number>().Int32Value(), info[1].As<Napi::Number>().Int32Value());
-    return NativeMemory::create(info.Env(), {backend(), block.owner, block.bytes});
+    return NativeMemory::create(info.Env(), {backend(), block.owner}, block.bytes);
   });
 }
 

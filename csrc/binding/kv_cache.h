@@ -15,8 +15,9 @@ KvCacheShape kv_cache_shape(const Napi::Object& object);
 // The sequences of a call: ids, and for those of an append its counts and stamp.
 KvBatch kv_batch(const Napi::Object& object);
 
-// Rows to write in a stream: everything lies in the device's memory.
-StreamAppend stream_append(const Napi::Object& object, const Backend& device);
+// Rows to write in a stream: everything lies in the device's memory. The arguments of NativeStream.append in
+// lib/native.ts.
+StreamAppend stream_append(const Napi::CallbackInfo& info, const Backend& device);
 
 class NativeKvCache : public Napi::ObjectWrap<NativeKvCache> {
  public:

@@ -17,41 +17,59 @@ namespace {
 Napi::Function NativeMemory::define(Napi::Env env) {
   return DefineClass(
       env, "NativeMemory",
-      {InstanceMethod<&NativeMemory::pointer>("pointer"), InstanceMethod<&NativeMemory::release>("release")});
+      {InstanceMethod<&NativeMemory::pointer>("pointer"), InstanceMethod<&NativeMemory::part>("part"),
+       InstanceMethod<&NativeMemory::released>("released"), InstanceMethod<&NativeMemory::release>("release")});
 }
 
-Napi::Object NativeMemory::create(Napi::Env env, MemoryBlock block) {
-  return Environment::of(env).memory_class.New({Napi::External<MemoryBlock>::New(env, &block)});
+Napi::Object NativeMemory::create(Napi::Env env, MemoryBlock block, size_t bytes) {
+  const Napi::Object object = Environment::of(env).memory_class.New({});
+  NativeMemory* self = Unwrap(object);
+  self->block_ = std::make_shared<MemoryBlock>(std::move(block));
+  self->bytes_ = bytes;
+  return object;
 }
 
-NativeMemory::NativeMemory(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  if (info.Length() != 1 || !info[0].IsExternal())
-    throw Napi::TypeError::New(info.Env(), "Expected device memory to be made by a device");
-  block_ = *info[0].As<Napi::External<MemoryBlock>>().Data();
-}
+NativeMemory::NativeMemory(const Napi::CallbackInfo& info)
+    : ObjectWrap(info), block_(std::make_shared<MemoryBlock>()) {}
 
 Napi::Value NativeMemory::pointer(const Napi::CallbackInfo& info) {
-  return Napi::BigInt::New(info.Env(), static_cast<uint64_t>(reinterpret_cast<uintptr_t>(block_.memory.get())));
+  const std::byte* address = block_->memory ? data() : nullptr;
+  return Napi::BigInt::New(info.Env(), static_cast<uint64_t>(reinterpret_cast<uintptr_t>(address)));
 }
 
-void NativeMemory::release(const Napi::CallbackInfo&) { block_ = {nullptr, nullptr, 0}; }
+Napi::Value NativeMemory::part(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const int64_t offset = info[0].As<Napi::Number>().Int64Value(), bytes = info[1].As<Napi::Number>().Int64Value();
+    if (offset < 0 || bytes < 0 || static_cast<uint64_t>(offset) + static_cast<uint64_t>(bytes) > bytes_)
+      refuse("Expected a part of memory to lie inside it");
+    const Napi::Object object = Environment::of(info.Env()).memory_class.New({});
+    NativeMemory* made = Unwrap(object);
+    made->block_ = block_;
+    made->offset_ = offset_ + static_cast<size_t>(offset);
+    made->bytes_ = static_cast<size_t>(bytes);
+    return object;
+  });
+}
 
-bool is_device_view(const Napi::Value& value) {
-  return value.IsObject() && !value.IsTypedArray() && !value.IsDataView() && value.As<Napi::Object>().Has("memory");
+Napi::Value NativeMemory::released(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), !block_->memory);
+}
+
+void NativeMemory::release(const Napi::CallbackInfo&) { *block_ = {}; }
+
+bool is_device_memory(const Napi::Value& value) {
+  return value.IsObject() && !value.IsTypedArray() && !value.IsDataView();
 }
 
 DeviceView device_view(const Napi::Value& value, const char* name, const Backend& device) {
-  if (!is_device_view(value)) refuse("Expected `" + std::string(name) + "` to be memory of the device");
-  const auto view = value.As<Napi::Object>();
-  const MemoryBlock& block = NativeMemory::Unwrap(view.Get("memory").As<Napi::Object>())->block();
+  if (!is_device_memory(value)) refuse("Expected `" + std::string(name) + "` to be memory of the device");
+  const NativeMemory& memory = *NativeMemory::Unwrap(value.As<Napi::Object>());
+  const MemoryBlock& block = memory.block();
   if (!block.memory) refuse("Expected `" + std::string(name) + "` to hold memory, got a tensor that was disposed");
   if (block.device.get() != &device)
     refuse("Expected `" + std::string(name) + "` to be memory of the device " + device.name() +
            " as it was opened for this call, got memory of " + block.device->name());
-  const int64_t offset = integer(view, "byteOffset"), bytes = integer(view, "byteLength");
-  if (offset < 0 || bytes < 0 || static_cast<uint64_t>(offset) + static_cast<uint64_t>(bytes) > block.bytes)
-    refuse("Expected `" + std::string(name) + "` to lie inside its memory");
-  return {block.memory, static_cast<std::byte*>(block.memory.get()) + offset, static_cast<size_t>(bytes)};
+  return {block.memory, memory.data(), memory.bytes()};
 }
 
 void expect_same_size(size_t target, size_t source) {

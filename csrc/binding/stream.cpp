@@ -60,11 +60,11 @@ Stream& NativeStream::stream() const {
 }
 
 void NativeStream::decode(const Napi::CallbackInfo& info) {
-  guarded(info.Env(), [&] { stream().decode(stream_decode(info[0].As<Napi::Object>(), *device_)); });
+  guarded(info.Env(), [&] { stream().decode(stream_decode(info, *device_)); });
 }
 
 void NativeStream::append(const Napi::CallbackInfo& info) {
-  guarded(info.Env(), [&] { stream().append(stream_append(info[0].As<Napi::Object>(), *device_)); });
+  guarded(info.Env(), [&] { stream().append(stream_append(info, *device_)); });
 }
 
 void NativeStream::upload(const Napi::CallbackInfo& info) {

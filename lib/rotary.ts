@@ -88,5 +88,14 @@ const SCALINGS: { [Type in RotaryScaling['type']]: Scale<Type> } = {
 
 const expectPositive = (name: string, value: unknown): number => expectNumber(`rotary.scaling.${name}`, value, 0);
 
-const frequencies = (base: number, dims: number): Float64Array =>
-  Float64Array.from({ length: dims / 2 }, (_, pair) => base ** ((-2 * pair) / dims));
+// Of a model there is one such list, and every layer of every step asks for it.
+let known = { base: 0, dims: 0, frequencies: new Float64Array(0) };
+
+/** Nobody writes to what this returns. */
+function frequencies(base: number, dims: number): Float64Array {
+  if (known.base !== base || known.dims !== dims) {
+    const list = Float64Array.from({ length: dims / 2 }, (_, pair) => base ** ((-2 * pair) / dims));
+    known = { base, dims, frequencies: list };
+  }
+  return known.frequencies;
+}

@@ -228,7 +228,8 @@ void NativeKvCache::write(const Napi::CallbackInfo& info) {
     AppendCall call;
     call.params = {};
     AppendSizes sizes{};
-    const RowValues rows{object.Get("numbers"), object.Get("inverseFrequencies"), object.Get("k"), object.Get("v"),
+    const RowValues rows{object.Get("numbers"), object.Get("inverseFrequencies"),
+                         object.Get("k"),       object.Get("v"),
                          object.Get("q"),       object.Get("qOut")};
     const std::vector<double> frequencies = read_rows(rows, call.params, sizes, bytes_of);
     cache().write(*backend(), kv_batch(object), int32(object, "layer"), call, sizes);

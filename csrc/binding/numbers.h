@@ -24,17 +24,20 @@ class Numbers {
     memcpy(values_.data(), bytes.data(), bytes.size());
   }
 
-  // They are asked for nearly in their order, so the search ends where it begins.
+  // They are asked for nearly in their order, so the search ends where it begins: after the last one.
   double at(const char* name) const {
-    for (size_t tried = 0; tried < names_.size(); ++tried, last_ = (last_ + 1) % names_.size())
-      if (strcmp(names_[last_], name) == 0) return values_[last_];
+    for (size_t tried = 0; tried < names_.size(); ++tried) {
+      const size_t index = next_;
+      next_ = index + 1 == names_.size() ? 0 : index + 1;
+      if (strcmp(names_[index], name) == 0) return values_[index];
+    }
     throw Error(ErrorCode::kInvalidArgument, "Expected a number named " + std::string(name));
   }
 
  private:
   std::span<const char* const> names_;
   std::array<double, 32> values_;
-  mutable size_t last_ = 0;
+  mutable size_t next_ = 0;
 };
 
 double number(const Numbers& numbers, const char* name);

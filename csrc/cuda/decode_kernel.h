@@ -31,7 +31,7 @@ LEAN_DEVICE Schedule make_schedule(const KernelParams& params, const TileMap& ma
 
 template <class T, int kHeadDim, Variant kVariant>
 struct DecodeKernel {
-  using K = Traits<T, kHeadDim, kVariant>;
+  using K = Traits<T, kHeadDim, has_producer(kVariant)>;
   using Params = KernelParams;
   static constexpr int kThreads = K::kMaxThreads;
   static constexpr int kCtasPerSm = 1;  // of so many threads; of fewer, as many as the table says (compile-report.cjs)

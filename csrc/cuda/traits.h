@@ -1,5 +1,6 @@
-// One kernel instance's constants: element type, head dim and variant name it. What a launch chooses (tile, stages,
-// warps) is read at run time, and so is what follows from it: the shared memory's arrays, a CTA's rows, a warp's steps.
+// One kernel instance's constants: element type, head dim, and who copies K and V, which is all that the code knows of
+// its variant. What a launch chooses (tile, stages, warps) is read at run time, and so is what follows from it: the
+// shared memory's arrays, a CTA's rows, a warp's steps.
 #pragma once
 
 #include "../core/schedule.h"
@@ -10,10 +11,10 @@
 
 namespace lean {
 
-template <class T, int kDim, Variant kWhich>
+template <class T, int kDim, bool kHasProducer>
 struct Traits {
   using Element = T;  // of K and V, and of the matrix instructions
-  static constexpr bool kBulk = has_producer(kWhich);
+  static constexpr bool kBulk = kHasProducer;
 
   static constexpr int kHeadDim = kDim;
   static constexpr bool kQueryInShared = query_in_shared(kDim);

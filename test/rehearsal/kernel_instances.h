@@ -2,8 +2,6 @@
 // (kernel_instance.cpp), so that they build in parallel and a thin program links a few of them only.
 #pragma once
 
-#include <functional>
-
 #include "core/numeric.h"
 #include "cuda/kernel_config.h"
 #include "cuda/kernel_params.h"

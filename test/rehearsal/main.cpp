@@ -1,9 +1,9 @@
 // The rehearsal's program: runs the decode grid, or a part of it, and prints a line for every case that fails.
 //
-//   rehearse_fast [--case N] [--every N] [--shard I/N] [--stop] [--list] [--seed N]
+//   rehearse_fast [--case N] [--set NAME] [--every N] [--shard I/N] [--stop] [--list] [--seed N]
 //
-// --every N takes each Nth case, --shard the Ith of N equal parts, --stop ends at the first failure (what a planted bug
-// needs to be found). Exit code 1: something failed.
+// --set takes one part of the grid, --every N each Nth case, --shard the Ith of N equal parts; --stop ends at the first
+// failure (what a planted bug needs to be found). Exit code 1: something failed.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -22,11 +22,14 @@ int main(int argc, char** argv) {
   using namespace lean;
   int only = -1, every = 1, shard = 0, shards = 1;
   uint64_t seed = 1;
+  const char* set = nullptr;
   bool stop = false, list = false;
   for (int i = 1; i < argc; ++i) {
     const auto is = [&](const char* name) { return !strcmp(argv[i], name) && i + 1 < argc; };
     if (is("--case"))
       only = atoi(argv[++i]);
+    else if (is("--set"))
+      set = argv[++i];
     else if (is("--every"))
       every = atoi(argv[++i]);
     else if (is("--seed"))
@@ -49,6 +52,7 @@ int main(int argc, char** argv) {
   int64_t run = 0, failed = 0, launches = 0, bytes = 0, position = 0;
   const auto begin = std::chrono::steady_clock::now();
   for (const cases::Case& c : cases::decode_grid()) {
+    if (set && strcmp(c.set, set)) continue;
     if (only >= 0 ? c.index != only : c.index % every != 0 || position++ % shards != shard) continue;
     if (list) {
       puts(c.describe().c_str());

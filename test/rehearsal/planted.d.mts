@@ -5,6 +5,7 @@ export interface Bug {
   find: string;
   replace: string;
   build: Build;
+  set?: string;
   says: RegExp;
 }
 export interface Attempt {
@@ -19,6 +20,9 @@ export function compileThin(
   build: Build,
   instance?: { type?: string; headDim?: number },
 ): Promise<{ program: string; error?: undefined } | { program?: undefined; error: string }>;
-export function findFault(program: string, options?: { every?: number; timeout?: number }): Promise<string | null>;
+export function findFault(
+  program: string,
+  options?: { every?: number; set?: string; timeout?: number },
+): Promise<string | null>;
 export function tryBug(bug: Bug): Promise<Attempt>;
 export function control(build: Build, every: number): Promise<string | null>;

@@ -56,16 +56,17 @@ struct DecodeKernel {
     if (worker == 0 && cta_index_y() == 0) check_context_lengths(params);
     write_empty_outputs<K>(decode, map, block);
     if (worker >= schedule.num_workers) return;
+    const TokenGroup group = TokenGroup::of_warp(block, shared.config);  // of a warp that computes
     if constexpr (K::kBulk) {
       if (warp_index() == shared.config.warps) {
         produce<K>(params, shared);
       } else {
         BulkRing<K> tiles(shared);
-        compute(params, worker, shared, block, tiles);
+        compute(params, worker, shared, block, group, tiles);
       }
     } else {
-      AsyncRing<K> tiles(params, shared, TokenGroup::of_warp(block, shared.config));
-      compute(params, worker, shared, block, tiles);
+      AsyncRing<K> tiles(params, shared, group);
+      compute(params, worker, shared, block, group, tiles);
     }
   }
 
@@ -88,8 +89,7 @@ struct DecodeKernel {
 
   template <class Ring>
   LEAN_DEVICE static void compute(const KernelParams& params, int64_t worker, const SharedMemory<K>& shared,
-                                  const RowBlock& block, Ring& tiles) {
-    const TokenGroup group = TokenGroup::of_warp(block, shared.config);
+                                  const RowBlock& block, const TokenGroup& group, Ring& tiles) {
     const Segment& segment = shared.work()->segment;
     if (thread_index() == 0)
       new (shared.work()->cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(shared.work()->start));

@@ -50,11 +50,41 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_max_ss(high, _mm_movehdup_ps(high)));
   }
 
-  // The totals of three vectors, times scale; what is stored after them is of no use.
-  static LEAN_INLINE void store_sums(float* out, const F (&a)[kTokenBlock], float scale) {
-    const F abc = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[2]));
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(abc), _mm256_extractf128_ps(abc, 1));
-    _mm_storeu_ps(out, _mm_mul_ps(sums, _mm_set1_ps(scale)));
+  // The totals of R x 3 vectors, times scale, in R rows; what is stored after a row's three is of no use.
+  template <int32_t R>
+  static LEAN_INLINE void store_sums(float* out, const F (&a)[R][kTokenBlock], float scale) {
+    if constexpr (R == kRowBlock)
+      store_block(out, a, scale);
+    else
+      for (int32_t r = 0; r < R; ++r) {
+        const F abc = _mm256_hadd_ps(_mm256_hadd_ps(a[r][0], a[r][1]), _mm256_hadd_ps(a[r][2], a[r][2]));
+        const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(abc), _mm256_extractf128_ps(abc, 1));
+        _mm_storeu_ps(out + r * kScoreStride, _mm_mul_ps(sums, _mm_set1_ps(scale)));
+      }
+  }
+
+  // Four rows together: two thirds of the instructions.
+  static LEAN_INLINE void store_block(float* out, const F (&a)[4][3], float scale) {
+    F token[3];  // [row 0, row 0, row 2, row 2 | row 1, row 1, row 3, row 3], each a half of the sum
+    for (int32_t n = 0; n < 3; ++n) {
+      const F low = add_halves(a[0][n], a[1][n]), high = add_halves(a[2][n], a[3][n]);
+      token[n] = add(_mm256_blend_ps(low, high, 0xcc), _mm256_shuffle_ps(low, high, 0x4e));
+    }
+    // [0: row 0, row 2, 1: row 0, row 2 | 0: row 1, row 3, 1: row 1, row 3], and for token 2 twice each
+    const F tokens_01 = add(_mm256_shuffle_ps(token[0], token[1], 0x88), _mm256_shuffle_ps(token[0], token[1], 0xdd));
+    const F tokens_2 = add(token[2], _mm256_permute_ps(token[2], 0xb1));
+    const F scales = set1(scale);
+    store_halves(out, mul(_mm256_shuffle_ps(tokens_01, tokens_2, 0x08), scales));                     // rows 0 and 1
+    store_halves(out + 2 * kScoreStride, mul(_mm256_shuffle_ps(tokens_01, tokens_2, 0xad), scales));  // rows 2 and 3
+  }
+
+  // [a's halves added | b's halves added]
+  static LEAN_INLINE F add_halves(F a, F b) {
+    return add(_mm256_blend_ps(a, b, 0xf0), _mm256_permute2f128_ps(a, b, 0x21));
+  }
+  static LEAN_INLINE void store_halves(float* out, F a) {
+    _mm_storeu_ps(out, _mm256_castps256_ps128(a));
+    _mm_storeu_ps(out + kScoreStride, _mm256_extractf128_ps(a, 1));
   }
 
   static LEAN_INLINE F exp2(F x) {

@@ -37,8 +37,12 @@ struct Avx512 {
   static LEAN_INLINE F load_half(const BFloat16* p) { return widen(half((const __m128i*)p)); }
   static LEAN_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 
-  // The four totals of four vectors, times scale.
-  static LEAN_INLINE void store_sums(float* out, const F (&a)[kTokenBlock], float scale) {
+  // The totals of R x 4 vectors, times scale, in R rows.
+  template <int32_t R>
+  static LEAN_INLINE void store_sums(float* out, const F (&a)[R][kTokenBlock], float scale) {
+    for (int32_t r = 0; r < R; ++r) store_row(out + r * kScoreStride, a[r], scale);
+  }
+  static LEAN_INLINE void store_row(float* out, const F (&a)[kTokenBlock], float scale) {
     const F ab = add(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
     const F cd = add(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
     const F abcd = add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));

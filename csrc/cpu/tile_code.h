@@ -81,8 +81,7 @@ struct TileKernel {
         for (int32_t n = 0; n < kTokens; ++n) sum[r][n] = Simd::fma(query, kv[n], sum[r][n]);
       }
     });
-    for (int32_t r = 0; r < R; ++r)
-      Simd::store_sums(fold.scores + bundle_row(head, row + r) * kScoreStride + token, sum[r], fold.scale);
+    Simd::store_sums(fold.scores + bundle_row(head, row) * kScoreStride + token, sum, fold.scale);
   }
 
   // The softmax step of one row: raises the maximum, rescales what was summed, turns scores into weights.

@@ -43,8 +43,11 @@ struct Portable {
   }
   static LEAN_INLINE void store(float* p, F a) { memcpy(p, &a, sizeof a); }
 
-  static LEAN_INLINE void store_sums(float* out, const F (&a)[kTokenBlock], float scale) {
-    for (int32_t i = 0; i < kTokenBlock; ++i) out[i] = reduce_add(a[i]) * scale;
+  // The totals of R x 4 vectors, times scale, in R rows.
+  template <int32_t R>
+  static LEAN_INLINE void store_sums(float* out, const F (&a)[R][kTokenBlock], float scale) {
+    for (int32_t r = 0; r < R; ++r)
+      for (int32_t n = 0; n < kTokenBlock; ++n) out[r * kScoreStride + n] = reduce_add(a[r][n]) * scale;
   }
 
   static LEAN_INLINE F exp2(F x) {

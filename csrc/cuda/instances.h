@@ -31,7 +31,7 @@ inline constexpr int kAppendSharedBytes = 2048;
 
 const void* read_kernel();  // ReadKernel
 inline constexpr int kReadThreads = 512;
-inline constexpr int kReadCtasPerSm = 4;
+inline constexpr int kReadCtasPerSm = 3;
 struct ReadCall {
   const void* data;  // aligned to 16 bytes
   size_t count;      // of 16 bytes each

@@ -11,8 +11,10 @@ namespace lean {
 
 struct ReadKernel {
   using Params = ReadCall;
-  static constexpr int kThreads = 512;
-  static constexpr int kCtasPerSm = 4;
+  static constexpr int kThreads = kReadThreads;
+  static constexpr int kCtasPerSm = kReadCtasPerSm;
+  static_assert(kThreads * kCtasPerSm <= 1536,
+                "The grid is as many CTAs as run at once: some architectures' SMs hold 1536 threads");
   static constexpr int kSharedBytes = 0;
   static constexpr int kInFlight = 8;  // loads of 16 bytes a thread
 

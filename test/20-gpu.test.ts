@@ -1,6 +1,7 @@
 // On a GPU: `npm run test:gpu`, where whatever would be skipped is a failure. Elsewhere this says what is missing.
 import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Device } from 'lean-attention';
@@ -60,31 +61,47 @@ if (gpu !== undefined) {
 }
 
 // The kernels without Node in between: conformance of the primitives and every registered case.
-test(
-  'test/gpu builds, and its runner finds nothing wrong',
-  (context) => {
-    if (gpu === undefined) return skipOrFail(context, reason);
-    const nvcc = findNvcc();
-    if (nvcc === undefined) return skipOrFail(context, 'nvcc was not found, so test/gpu cannot be built');
-    const folder = path.join(root, 'build/gpu');
-    const run = (command: string, args: readonly string[], env: Record<string, string> = {}): void => {
-      const options = { encoding: 'utf8', maxBuffer: 1 << 26, env: { ...process.env, ...env } } as const;
-      const { status, stdout, stderr } = spawnSync(command, args, options);
-      expect({ status, said: status === 0 ? '' : `${stdout}\n${stderr}` }, command).toEqual({ status: 0, said: '' });
-    };
-    const architecture = gpu.computeCapability.replace('.', '');
+describe('test/gpu', () => {
+  const folder = path.join(root, 'build/gpu');
+  const nvcc = findNvcc();
+
+  function run(command: string, args: readonly string[], env: Record<string, string> = {}): void {
+    const options = { encoding: 'utf8', maxBuffer: 1 << 26, env: { ...process.env, ...env } } as const;
+    const { status, stdout, stderr } = spawnSync(command, args, options);
+    expect({ status, said: status === 0 ? '' : `${stdout}\n${stderr}` }, command).toEqual({ status: 0, said: '' });
+  }
+
+  function configure(compiler: string, into: string): void {
+    const architecture = gpu?.computeCapability.replace('.', '') ?? '80';
     // 9.0 and 10.x have instructions that only their "a" targets may use.
     const target = /^(90|10\d)$/.test(architecture) ? `${architecture}a` : architecture;
-    run('cmake', [
-      '-S',
-      path.join(root, 'test/gpu'),
-      '-B',
-      folder,
-      `-DCMAKE_CUDA_ARCHITECTURES=${target}-real`,
-      `-DCMAKE_CUDA_COMPILER=${nvcc}`,
-    ]);
-    run('cmake', ['--build', folder, '--parallel']);
-    run(path.join(folder, 'gpu_runner'), [], { CUDA_VISIBLE_DEVICES: String(gpu.index) });
-  },
-  20 * MINUTE,
-);
+    const options = [`-DCMAKE_CUDA_ARCHITECTURES=${target}-real`, `-DCMAKE_CUDA_COMPILER=${compiler}`];
+    run('cmake', ['-S', path.join(root, 'test/gpu'), '-B', into, ...options]);
+  }
+
+  test(
+    'CMake makes a build of it',
+    (context) => {
+      if (nvcc === undefined) return skipOrFail(context, 'nvcc was not found');
+      const fresh = mkdtempSync(path.join(tmpdir(), 'lean-attention-gpu-'));
+      try {
+        configure(nvcc, fresh);
+      } finally {
+        rmSync(fresh, { recursive: true });
+      }
+    },
+    MINUTE,
+  );
+
+  test(
+    'builds, and its runner finds nothing wrong',
+    (context) => {
+      if (gpu === undefined) return skipOrFail(context, reason);
+      if (nvcc === undefined) return skipOrFail(context, 'nvcc was not found');
+      configure(nvcc, folder);
+      run('cmake', ['--build', folder, '--parallel']);
+      run(path.join(folder, 'gpu_runner'), [], { CUDA_VISIBLE_DEVICES: String(gpu.index) });
+    },
+    20 * MINUTE,
+  );
+});

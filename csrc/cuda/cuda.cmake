@@ -46,12 +46,8 @@ else()
   set(CMAKE_CUDA_COMPILER ${LEAN_ATTENTION_NVCC})
   set(CMAKE_CUDA_ARCHITECTURES ${archs})
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-  set(CMAKE_CUDA_STANDARD 20)
   enable_language(CUDA)
-  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc speaks C++20
-    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
-    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
-  endif()
+  include(csrc/cuda/cuda_cxx20.cmake)
   set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
   file(GLOB instances CONFIGURE_DEPENDS csrc/cuda/instances/*.cu)
   set_source_files_properties(csrc/cuda/cuda_api.cpp PROPERTIES LANGUAGE CUDA)  # for the toolkit's headers

@@ -1,6 +1,6 @@
 // From the options of a decode in a stream to what native code takes: everything lies in the device's memory.
 import { prepareCache, prepareQueries, prepareScale, prepareSchedule } from './decode';
-import { expectDeviceTensor } from './memory';
+import { deviceMemoryOf, expectDeviceTensor } from './memory';
 import type { NativeKvShape, NativeQueryShape, NativeSchedule, NativeStream } from './native';
 import type { StreamDecodeOptions } from './options';
 import { expectContiguous, expectShape, isContiguous } from './tensor';
@@ -37,13 +37,13 @@ export function prepareStreamCall(options: StreamDecodeOptions): Parameters<Nati
   writeNumbers(schedule, queries.shape, cache.shape, table === null ? 1 : table.shape[1], scale);
   return [
     numbers,
-    q.memory,
-    k.memory,
-    v.memory,
-    out.memory,
-    lse.memory,
-    lengths.memory,
-    table === null ? null : table.memory,
+    deviceMemoryOf(q),
+    deviceMemoryOf(k),
+    deviceMemoryOf(v),
+    deviceMemoryOf(out),
+    deviceMemoryOf(lse),
+    deviceMemoryOf(lengths),
+    table === null ? null : deviceMemoryOf(table),
   ];
 }
 

@@ -2,7 +2,7 @@
 import { types } from 'node:util';
 import { DTYPE_CODES, type DType } from './dtype';
 import { LeanAttentionError } from './errors';
-import { DeviceTensor } from './memory';
+import { DeviceTensor, deviceMemoryOf } from './memory';
 import type {
   NativeCall,
   NativeKvShape,
@@ -265,7 +265,7 @@ export function prepareCall(
 
 /** An operand's memory as native calls take it. */
 export function memoryOf(t: Operand): ArrayBufferView | NativeMemory {
-  return t instanceof DeviceTensor ? t.memory : t.data;
+  return t instanceof DeviceTensor ? deviceMemoryOf(t) : t.data;
 }
 
 function expectOperand(name: string, value: unknown): Operand & { dtype: DType } {

@@ -5,7 +5,14 @@ import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers, vi
 import { prepareCacheCall } from './decode-cache';
 import { LeanAttentionError } from './errors';
 import { KvCache } from './kv-cache';
-import { DeviceTensor, type DeviceTensorOptions, prepareDeviceShape, prepareDownload, prepareUpload } from './memory';
+import {
+  DeviceTensor,
+  type DeviceTensorOptions,
+  deviceMemoryOf,
+  prepareDeviceShape,
+  prepareDownload,
+  prepareUpload,
+} from './memory';
 import { type NativeDevice, type NativePlan, native } from './native';
 import type { CacheDecodeOptions, DecodeOptions, DecodeResult, KvCacheOptions } from './options';
 import { Plan, type PlanOptions } from './plan';
@@ -146,14 +153,14 @@ export class Device {
   upload(source: Tensor | Int32Array, target?: DeviceTensor): DeviceTensor {
     const copy = prepareUpload(source, target);
     const to = copy.target ?? this.alloc(copy.shape, { dtype: copy.dtype });
-    this.#open().upload(to.memory, copy.data);
+    this.#open().upload(deviceMemoryOf(to), copy.data);
     return to;
   }
 
   /** Copies a contiguous tensor back, into a new tensor or into `target`. Blocks, after what streams had enqueued. */
   download(source: DeviceTensor, target?: Tensor): Tensor {
     const to = prepareDownload(source, target);
-    this.#open().download(source.memory, to.data.subarray(0, numElements(to.shape)));
+    this.#open().download(deviceMemoryOf(source), to.data.subarray(0, numElements(to.shape)));
     return to;
   }
 

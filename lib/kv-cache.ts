@@ -4,7 +4,7 @@ import { DTYPE_BYTES, DTYPE_CODES, type DType } from './dtype';
 import { LeanAttentionError } from './errors';
 import { Step } from './kv-step';
 import { KvTable } from './kv-table';
-import { DeviceTensor, prepareDeviceShape } from './memory';
+import { DeviceTensor, deviceMemoryOf, prepareDeviceShape } from './memory';
 import type { NativeDevice, NativeKvCache } from './native';
 import { DEFAULTS, type KvCacheOptions, type KvTableOptions, LIMITS } from './options';
 import { describe, expectInteger, expectIntegers, expectObject, expectOneOf } from './validate';
@@ -149,7 +149,7 @@ export class KvCache {
     const native = this.#open();
     expectInteger('layer', layer, 0, this.layers - 1);
     const known = this.#blocks.get(layer);
-    if (known !== undefined && !known.k.memory.released() && !known.v.memory.released()) return known;
+    if (known !== undefined && !deviceMemoryOf(known.k).released() && !deviceMemoryOf(known.v).released()) return known;
     const shape = prepareDeviceShape([this.numPages, this.pageTokens, this.numKvHeads, this.headDim], {
       dtype: this.dtype,
     });

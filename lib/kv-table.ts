@@ -2,7 +2,7 @@
 import { DTYPE_CODES, type DType } from './dtype';
 import { type KvCache, type Sequence, sequenceIds } from './kv-cache';
 import { expectRows, expectRowsApart, expectTogether, rowNumbers } from './kv-step';
-import { type DeviceTensor, expectDeviceTensor } from './memory';
+import { type DeviceTensor, deviceMemoryOf, expectDeviceTensor } from './memory';
 import type { NativeKvCache, NativeStream } from './native';
 import type { StreamWriteOptions } from './options';
 import { prepareRotary } from './rotary';
@@ -99,15 +99,15 @@ export function prepareStreamRows(options: StreamWriteOptions): Parameters<Nativ
   return [
     rowNumbers({ k, v, q, qOut }, rotary),
     rotary === null ? null : rotary.inverseFrequencies,
-    k.memory,
-    v.memory,
-    q === null ? null : q.memory,
-    qOut === null ? null : qOut.memory,
+    deviceMemoryOf(k),
+    deviceMemoryOf(v),
+    q === null ? null : deviceMemoryOf(q),
+    qOut === null ? null : deviceMemoryOf(qOut),
     table.numbers,
-    pages.k.memory,
-    pages.v.memory,
-    table.contextLengths.memory,
-    table.pageTable.memory,
+    deviceMemoryOf(pages.k),
+    deviceMemoryOf(pages.v),
+    deviceMemoryOf(table.contextLengths),
+    deviceMemoryOf(table.pageTable),
   ];
 }
 

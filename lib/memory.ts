@@ -52,6 +52,9 @@ export function prepareDeviceShape(shape: readonly number[], options: DeviceTens
   return { dtype, shape: Object.freeze(lengths), strides: Object.freeze(strides), bytes };
 }
 
+/** The class lends its memory to this library's native calls, and to nobody else. */
+export let deviceMemoryOf: (t: DeviceTensor) => NativeMemory;
+
 /**
  * A tensor in a device's memory. Made by `device.alloc`, `device.upload` and `device.wrap`. Enqueued work keeps the memory
  * that it uses; dropped tensors are freed by the garbage collector, which cannot see their size: dispose of large ones.
@@ -64,12 +67,11 @@ export class DeviceTensor {
   readonly strides: readonly number[];
   /** From its first element to past its last. */
   readonly bytes: number;
-  /** @internal As native calls take it: as many bytes. */
-  readonly memory: NativeMemory;
+  readonly #memory: NativeMemory; // of as many bytes
 
   /** @internal */
   constructor(memory: NativeMemory, { dtype, shape, strides, bytes }: DeviceShape) {
-    this.memory = memory;
+    this.#memory = memory;
     this.dtype = dtype;
     this.shape = shape;
     this.strides = strides;
@@ -78,7 +80,7 @@ export class DeviceTensor {
 
   /** Address of the first element in the device's memory, for other libraries; 0n once disposed. */
   get pointer(): bigint {
-    return this.memory.pointer();
+    return this.#memory.pointer();
   }
 
   /** The part from index `begin` of the first axis to before `end`, in the same memory: disposing either disposes both. */
@@ -92,16 +94,20 @@ export class DeviceTensor {
     const bytes = extent(shape, this.strides) * size;
     const offset = bytes === 0 ? 0 : begin * this.strides[0] * size;
     const part = { dtype: this.dtype, shape: Object.freeze(shape), strides: this.strides, bytes };
-    return new DeviceTensor(this.memory.part(offset, bytes), part);
+    return new DeviceTensor(this.#memory.part(offset, bytes), part);
   }
 
   /** Lets the memory go, once enqueued work no longer uses it. Idempotent. Memory that was wrapped stays its owner's. */
   dispose(): void {
-    this.memory.release();
+    this.#memory.release();
   }
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  static {
+    deviceMemoryOf = (t) => t.#memory;
   }
 }
 

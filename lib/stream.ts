@@ -2,7 +2,7 @@
 import { expectFixedBuffers, type NamedViews, rememberBuffers } from './decode';
 import { prepareStreamCall } from './decode-stream';
 import { prepareStreamRows } from './kv-table';
-import { type DeviceTensor, expectDeviceTensor, prepareDownload, prepareUpload } from './memory';
+import { type DeviceTensor, deviceMemoryOf, expectDeviceTensor, prepareDownload, prepareUpload } from './memory';
 import type { NativeEvent, NativeGraph, NativeStream } from './native';
 import type { StreamDecodeOptions, StreamWriteOptions } from './options';
 import { numElements, type Tensor } from './tensor';
@@ -91,12 +91,15 @@ export class Stream {
    */
   upload(source: Tensor | Int32Array, target: DeviceTensor): void {
     const { data } = prepareUpload(source, expectDeviceTensor('target', target));
-    this.#open().upload(target.memory, data);
+    this.#open().upload(deviceMemoryOf(target), data);
   }
 
   /** Enqueues a copy between tensors in the device's memory, of as many bytes. */
   copy(source: DeviceTensor, target: DeviceTensor): void {
-    this.#open().copy(expectDeviceTensor('target', target).memory, expectDeviceTensor('source', source).memory);
+    this.#open().copy(
+      deviceMemoryOf(expectDeviceTensor('target', target)),
+      deviceMemoryOf(expectDeviceTensor('source', source)),
+    );
   }
 
   /**
@@ -104,7 +107,7 @@ export class Stream {
    * as many bytes.
    */
   read(source: DeviceTensor): void {
-    this.#open().read(expectDeviceTensor('source', source).memory);
+    this.#open().read(deviceMemoryOf(expectDeviceTensor('source', source)));
   }
 
   /**
@@ -117,7 +120,7 @@ export class Stream {
     const views: NamedViews = [['target', to.data]];
     expectFixedBuffers(views);
     const expectAttached = rememberBuffers(views);
-    await native.download(source.memory, to.data.subarray(0, numElements(to.shape)));
+    await native.download(deviceMemoryOf(source), to.data.subarray(0, numElements(to.shape)));
     expectAttached();
     return to;
   }

@@ -1,9 +1,11 @@
 // From the options of a decode over a cache to what native code takes.
 
+import { callNumbers } from './call-numbers';
 import type { PreparedCall } from './decode';
 import {
   expectApart,
   expectHeads,
+  hostViews,
   memoryOf,
   prepareQueries,
   prepareScale,
@@ -14,11 +16,11 @@ import type { Device } from './device';
 import { DTYPE_CODES } from './dtype';
 import { KvCache, openCache, sequenceIds } from './kv-cache';
 import { batchOf, Step } from './kv-step';
-import type { NativeBatch, NativeCacheCall } from './native';
+import type { NativeBatch } from './native';
 import type { CacheDecodeOptions } from './options';
 import { describe, expectInteger } from './validate';
 
-export function prepareCacheCall(options: CacheDecodeOptions, device: Device): PreparedCall<NativeCacheCall> {
+export function prepareCacheCall(options: CacheDecodeOptions, device: Device): PreparedCall {
   const { cache } = options;
   for (const name of ['k', 'v', 'layout', 'contextLengths', 'pageTable'] as const) {
     if (options[name] !== undefined) {
@@ -56,39 +58,26 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
   const lse = prepareTarget('lse', options.lse, q.shape.slice(0, -1), 'f32');
   expectApart({ out, lse }, { q });
   const schedule = prepareSchedule(options);
+  const kv = { kvType: DTYPE_CODES[cache.dtype], numKvHeads: cache.numKvHeads };
+  const qMemory = memoryOf(q);
+  const holds = options.sequences instanceof Step ? options.sequences : [...options.sequences];
   return {
     result: { out, lse },
-    call: {
-      qType: shape.qType,
-      batch: shape.batch,
-      queryLen: shape.queryLen,
-      numQueryHeads: shape.numQueryHeads,
-      headDim: shape.headDim,
-      qSequenceStride: shape.qSequenceStride,
-      qQueryStride: shape.qQueryStride,
-      qHeadStride: shape.qHeadStride,
-      sequences: batch.sequences,
-      counts: batch.counts,
-      stamp: batch.stamp,
-      q: memoryOf(q),
-      cache: native,
-      layer,
-      holds: options.sequences instanceof Step ? options.sequences : [...options.sequences],
-      out: out.data,
-      lse: lse.data as Float32Array,
-      kvType: DTYPE_CODES[cache.dtype],
-      numKvHeads: cache.numKvHeads,
-      headsAdjacent: true,
-      scale,
-      strategy: schedule.strategy,
-      workers: schedule.workers,
-      splits: schedule.splits,
-      copies: schedule.copies,
-      tileTokens: schedule.tileTokens,
-      stages: schedule.stages,
-      warps: schedule.warps,
-      ctasPerSm: schedule.ctasPerSm,
-    },
+    views: () => hostViews({ q: qMemory, out: out.data, lse: lse.data }),
+    run: (device, asynchronous) =>
+      device.decodeCache(
+        asynchronous,
+        callNumbers({ schedule, queries: shape, kv, scale, headsAdjacent: true }),
+        qMemory,
+        out.data,
+        lse.data,
+        native,
+        layer,
+        batch.sequences,
+        batch.counts,
+        batch.stamp,
+        holds,
+      ),
   };
 }
 

@@ -1,17 +1,10 @@
 // From the options of a call to what native code takes: defaults, checks, flat numbers.
 import { types } from 'node:util';
+import { callNumbers } from './call-numbers';
 import { DTYPE_CODES, type DType } from './dtype';
 import { LeanAttentionError } from './errors';
 import { DeviceTensor, deviceMemoryOf } from './memory';
-import type {
-  NativeCall,
-  NativeKvShape,
-  NativeMemory,
-  NativePlan,
-  NativeQueryShape,
-  NativeSchedule,
-  NativeTensorCall,
-} from './native';
+import type { NativeDevice, NativeKvShape, NativeMemory, NativePlan, NativeQueryShape, NativeSchedule } from './native';
 import {
   COPY_PATHS,
   DEFAULTS,
@@ -29,9 +22,12 @@ import { expectContiguous, expectShape, expectTensor, extent, isShape, type Tens
 import { describe, expectInteger, expectIntegers, expectObject, expectOneOf } from './validate';
 
 /** A call that is ready to run, and what it will have written. */
-export interface PreparedCall<Call extends NativeCall = NativeCall> {
-  call: Call;
+export interface PreparedCall {
   result: DecodeResult;
+  /** The views of host memory that it reads and writes, by name. */
+  views: () => NamedViews;
+  /** Runs it before it returns, or returns a promise. */
+  run: (device: NativeDevice, asynchronous: boolean) => Promise<void> | undefined;
 }
 
 export function prepareSchedule(options: ScheduleOptions): NativeSchedule {
@@ -134,11 +130,12 @@ export function prepareScale(value: number | undefined, headDim: number): number
   return scale;
 }
 
-/** K and V that have passed their checks, against the queries too; how many pages a sequence may have is not known here. */
+/** K and V that have passed their checks, against the queries too. */
 export interface PreparedCache {
   k: Operand;
   v: Operand;
-  shape: Omit<NativeKvShape, 'maxPages'>;
+  /** `maxPages` is yet to be set. */
+  shape: NativeKvShape;
 }
 
 export function prepareCache(
@@ -184,6 +181,7 @@ export function prepareCache(
       numKvHeads,
       numPages: k.shape[0],
       pageTokens,
+      maxPages: 0,
       kPageStride: k.strides[0],
       kTokenStride: k.strides[tokenAxis],
       kHeadStride: k.strides[headAxis],
@@ -197,7 +195,7 @@ export function prepareCache(
 export function prepareCall(
   options: DecodeOptions<Operand>,
   plan: { native: NativePlan; batch: number } | null,
-): PreparedCall<NativeTensorCall> {
+): PreparedCall {
   expectObject('options', options);
   const queries = prepareQueries(options.q);
   const { k, v, shape } = prepareCache(options, queries);
@@ -218,48 +216,25 @@ export function prepareCall(
   const lse = prepareTarget('lse', options.lse, q.shape.slice(0, -1), 'f32');
   expectApart({ out, lse }, { q, k, v });
   const schedule = prepareSchedule(options);
+  shape.maxPages = maxPages;
+  const headsAdjacent = shape.kHeadStride === headDim && shape.vHeadStride === headDim;
+  const [qMemory, kMemory, vMemory] = [memoryOf(q), memoryOf(k), memoryOf(v)];
   return {
     result: { out, lse },
-    // Name by name: to spread objects into one costs V8 a hash table of 20 KiB in every call.
-    call: {
-      qType: queries.shape.qType,
-      batch: queries.shape.batch,
-      queryLen: queries.shape.queryLen,
-      numQueryHeads: queries.shape.numQueryHeads,
-      headDim: queries.shape.headDim,
-      qSequenceStride: queries.shape.qSequenceStride,
-      qQueryStride: queries.shape.qQueryStride,
-      qHeadStride: queries.shape.qHeadStride,
-      kvType: shape.kvType,
-      numKvHeads: shape.numKvHeads,
-      numPages: shape.numPages,
-      pageTokens: shape.pageTokens,
-      kPageStride: shape.kPageStride,
-      kTokenStride: shape.kTokenStride,
-      kHeadStride: shape.kHeadStride,
-      vPageStride: shape.vPageStride,
-      vTokenStride: shape.vTokenStride,
-      vHeadStride: shape.vHeadStride,
-      strategy: schedule.strategy,
-      workers: schedule.workers,
-      splits: schedule.splits,
-      copies: schedule.copies,
-      tileTokens: schedule.tileTokens,
-      stages: schedule.stages,
-      warps: schedule.warps,
-      ctasPerSm: schedule.ctasPerSm,
-      q: memoryOf(q),
-      k: memoryOf(k),
-      v: memoryOf(v),
-      out: out.data,
-      lse: lse.data as Float32Array,
-      contextLengths,
-      pageTable,
-      plan: plan === null ? null : plan.native,
-      maxPages,
-      scale,
-      headsAdjacent: shape.kHeadStride === headDim && shape.vHeadStride === headDim,
-    },
+    views: () => hostViews({ q: qMemory, k: kMemory, v: vMemory, out: out.data, lse: lse.data }),
+    run: (device, asynchronous) =>
+      device.decode(
+        asynchronous,
+        callNumbers({ schedule, queries: queries.shape, kv: shape, scale, headsAdjacent }),
+        qMemory,
+        out.data,
+        lse.data,
+        kMemory,
+        vMemory,
+        contextLengths,
+        pageTable,
+        plan === null ? null : plan.native,
+      ),
   };
 }
 
@@ -278,11 +253,8 @@ function expectOperand(name: string, value: unknown): Operand & { dtype: DType }
 /** Views of host memory that native code reads or writes, by name. */
 export type NamedViews = [string, ArrayBufferView][];
 
-/** The views of host memory that a call reads and writes. */
-export function viewsOf(call: NativeCall): NamedViews {
-  const { q, out, lse } = call;
-  const views = Object.entries('k' in call ? { q, k: call.k, v: call.v, out, lse } : { q, out, lse });
-  return views.filter((entry): entry is [string, ArrayBufferView] => ArrayBuffer.isView(entry[1]));
+export function hostViews(memory: Record<string, ArrayBufferView | NativeMemory>): NamedViews {
+  return Object.entries(memory).filter((entry): entry is [string, ArrayBufferView] => ArrayBuffer.isView(entry[1]));
 }
 
 /** Asynchronous calls read memory after JavaScript has gone on, so it must be memory that cannot shrink meanwhile. */
@@ -369,15 +341,21 @@ export function prepareTarget(
 
 /** Outputs must not lie over inputs or each other: workers write while others still read. */
 export function expectApart(targets: Record<string, Tensor>, sources: Record<string, Operand>): void {
-  const overlaps = (a: Tensor, b: Tensor): boolean =>
+  for (const name in targets) {
+    for (const other in sources) expectNoOverlap(name, targets[name], other, sources[other]);
+    for (const other in targets) if (other !== name) expectNoOverlap(name, targets[name], other, targets[other]);
+  }
+}
+
+function expectNoOverlap(name: string, target: Tensor, other: string, operand: Operand): void {
+  if (operand instanceof DeviceTensor || !overlap(target, operand)) return;
+  throw new RangeError(`Expected \`${name}\` to have memory of its own, got memory that \`${other}\` uses too`);
+}
+
+function overlap(a: Tensor, b: Tensor): boolean {
+  return (
     a.data.buffer === b.data.buffer &&
     a.data.byteOffset < b.data.byteOffset + extent(b.shape, b.strides) * b.data.BYTES_PER_ELEMENT &&
-    b.data.byteOffset < a.data.byteOffset + extent(a.shape, a.strides) * a.data.BYTES_PER_ELEMENT;
-  for (const [name, target] of Object.entries(targets)) {
-    for (const [other, tensor] of Object.entries({ ...sources, ...targets })) {
-      if (other !== name && !(tensor instanceof DeviceTensor) && overlaps(target, tensor)) {
-        throw new RangeError(`Expected \`${name}\` to have memory of its own, got memory that \`${other}\` uses too`);
-      }
-    }
-  }
+    b.data.byteOffset < a.data.byteOffset + extent(a.shape, a.strides) * a.data.BYTES_PER_ELEMENT
+  );
 }

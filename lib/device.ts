@@ -1,7 +1,7 @@
 // Devices: what computes.
 /// <reference lib="esnext.disposable" preserve="true" />
 import { freemem, totalmem } from 'node:os';
-import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers, viewsOf } from './decode';
+import { expectFixedBuffers, type PreparedCall, prepareCall, rememberBuffers } from './decode';
 import { prepareCacheCall } from './decode-cache';
 import { LeanAttentionError } from './errors';
 import { KvCache } from './kv-cache';
@@ -90,13 +90,13 @@ export class Device {
     plan: { native: NativePlan; batch: number } | null,
   ): Promise<DecodeResult> => {
     const device = this.#open();
-    const { call, result } = this.#prepare(options, plan);
-    const views = viewsOf(call);
+    const call = this.#prepare(options, plan);
+    const views = call.views();
     expectFixedBuffers(views);
     const expectAttached = rememberBuffers(views);
-    await device.decodeAsync(call);
+    await call.run(device, true);
     expectAttached();
-    return result;
+    return call.result;
   };
 
   #decodeSync = (
@@ -104,9 +104,9 @@ export class Device {
     plan: { native: NativePlan; batch: number } | null,
   ): DecodeResult => {
     const device = this.#open();
-    const { call, result } = this.#prepare(options, plan);
-    device.decode(call);
-    return result;
+    const call = this.#prepare(options, plan);
+    call.run(device, false);
+    return call.result;
   };
 
   /**

@@ -53,43 +53,12 @@ export interface NativeKvShape {
   vHeadStride: number;
 }
 
-/** What every decode call gives native code: views and flat numbers (csrc/binding/arguments.cpp). */
-interface NativeQueries extends NativeQueryShape, NativeSchedule {
-  q: ArrayBufferView | NativeMemory;
-  out: ArrayBufferView;
-  lse: Float32Array;
-  scale: number;
-  /** A token's heads lie side by side: workers may then cut the context for several of them at the same places. */
-  headsAdjacent: boolean;
-}
-
-/** A decode call over the caller's tensors. */
-export interface NativeTensorCall extends NativeQueries, NativeKvShape {
-  k: ArrayBufferView | NativeMemory;
-  v: ArrayBufferView | NativeMemory;
-  contextLengths: Int32Array;
-  pageTable: Int32Array | null;
-  plan: NativePlan | null;
-}
-
 /** Sequences of a cache by their ids; with counts and stamp, the tokens that an append made room for. */
 export interface NativeBatch {
   sequences: Float64Array;
   counts: Int32Array | null;
   stamp: number;
 }
-
-/** A decode call over a cache's pages. */
-export interface NativeCacheCall extends NativeQueries, NativeBatch {
-  kvType: number;
-  numKvHeads: number;
-  cache: NativeKvCache;
-  layer: number;
-  /** The sequences, which must not be collected, and their pages given away, while the call runs. */
-  holds: object;
-}
-
-export type NativeCall = NativeTensorCall | NativeCacheCall;
 
 export interface NativeKvCacheShape {
   layers: number;
@@ -131,16 +100,6 @@ export interface NativeKvCache {
   close(): void;
 }
 
-export interface NativePlanRequest extends NativeSchedule {
-  contextLengths: Int32Array;
-  numQueryHeads: number;
-  queryLen: number;
-  numKvHeads: number;
-  headsAdjacent: boolean;
-  headDim: number;
-  kvType: number;
-}
-
 export interface NativePlan {
   summary(): {
     workers: number;
@@ -155,11 +114,38 @@ export interface NativePlan {
 
 export interface NativeDevice {
   describe(): { name: string; instructionSet: string; processors: number };
-  plan(request: NativePlanRequest): NativePlan;
+  /** lib/call-numbers.ts names the numbers, of this call and the next ones. */
+  plan(numbers: Float64Array, contextLengths: Int32Array): NativePlan;
   workspaceBytes(plan: NativePlan, rows: number): number;
   describeLaunch(plan: NativePlan, rows: number): string;
-  decode(call: NativeCall): void;
-  decodeAsync(call: NativeCall): Promise<void>;
+  /** Over the caller's tensors; undefined where it has run. */
+  decode(
+    asynchronous: boolean,
+    numbers: Float64Array,
+    q: ArrayBufferView | NativeMemory,
+    out: ArrayBufferView,
+    lse: ArrayBufferView,
+    k: ArrayBufferView | NativeMemory,
+    v: ArrayBufferView | NativeMemory,
+    contextLengths: Int32Array,
+    pageTable: Int32Array | null,
+    plan: NativePlan | null,
+  ): Promise<void> | undefined;
+  /** Over a cache's pages. */
+  decodeCache(
+    asynchronous: boolean,
+    numbers: Float64Array,
+    q: ArrayBufferView | NativeMemory,
+    out: ArrayBufferView,
+    lse: ArrayBufferView,
+    cache: NativeKvCache,
+    layer: number,
+    sequences: Float64Array,
+    counts: Int32Array | null,
+    stamp: number,
+    /** The sequences, which must not be collected, and their pages given away, while the call runs. */
+    holds: object,
+  ): Promise<void> | undefined;
   allocate(bytes: number): NativeMemory;
   wrap(pointer: bigint, bytes: number): NativeMemory;
   upload(target: NativeMemory, source: ArrayBufferView): void;
@@ -181,7 +167,7 @@ export type NativeGraph = { readonly __graph: never };
  */
 export interface NativeStream {
   decode(
-    /** lib/decode-stream.ts names them. */
+    /** lib/call-numbers.ts names them. */
     numbers: Float64Array,
     q: NativeMemory,
     k: NativeMemory,

@@ -1,9 +1,10 @@
 // A plan: one batch's contexts cut into work, open to inspection, and reusable for every step with the same contexts.
 
+import { type CallNumbers, callNumbers } from './call-numbers';
 import { prepareLengths, prepareSchedule } from './decode';
 import { DTYPE_CODES, type DType } from './dtype';
 import type { DeviceTensor } from './memory';
-import type { NativeDevice, NativePlan, NativePlanRequest } from './native';
+import type { NativeDevice, NativePlan } from './native';
 import {
   DEFAULTS,
   type DecodeOptions,
@@ -65,7 +66,7 @@ export class Plan {
   readonly strategy: Strategy;
   readonly #device: () => NativeDevice;
   readonly #run: { decode: Run<Promise<DecodeResult>>; decodeSync: Run<DecodeResult> };
-  readonly #request: Omit<NativePlanRequest, 'contextLengths'>;
+  readonly #numbers: CallNumbers;
   readonly #rows: number;
   #native!: NativePlan;
   #lengths!: Int32Array;
@@ -95,14 +96,11 @@ export class Plan {
     this.#device = device;
     this.#run = run;
     this.#rows = (numQueryHeads / numKvHeads) * queryLen;
-    this.#request = {
-      numQueryHeads,
-      queryLen,
-      numKvHeads,
-      headDim,
-      kvType: DTYPE_CODES[kvType],
+    this.#numbers = {
+      schedule,
+      queries: { queryLen, numQueryHeads, headDim },
+      kv: { kvType: DTYPE_CODES[kvType], numKvHeads },
       headsAdjacent: layout === 'NHD',
-      ...schedule,
     };
     this.update(options.contextLengths);
     this.strategy = STRATEGIES[schedule.strategy];
@@ -112,7 +110,7 @@ export class Plan {
   update(contextLengths: Int32Array | readonly number[]): void {
     const lengths = Int32Array.from(prepareLengths(contextLengths));
     const device = this.#device();
-    const native = device.plan({ ...this.#request, contextLengths: lengths });
+    const native = device.plan(callNumbers(this.#numbers), lengths);
     this.#launch = device.describeLaunch(native, this.#rows);
     this.#summary = native.summary();
     this.#native = native;

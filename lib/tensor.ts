@@ -87,8 +87,12 @@ export function expectShape(
 
 /** Elements from a tensor's first one to past its last. */
 export function extent(shape: readonly number[], strides: readonly number[]): number {
-  if (shape.includes(0)) return 0;
-  return 1 + shape.reduce((reach, length, axis) => reach + (length - 1) * strides[axis], 0);
+  let reach = 1;
+  for (let axis = 0; axis < shape.length; axis++) {
+    if (shape[axis] === 0) return 0;
+    reach += (shape[axis] - 1) * strides[axis];
+  }
+  return reach;
 }
 
 const isFloat16Array = (value: unknown): value is ArrayBufferView =>

@@ -16,19 +16,19 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
-std::span<std::byte> pinned_bytes(const Napi::Object& object, const char* name, std::vector<Napi::Object>& pinned) {
-  const Napi::Value value = object.Get(name);
+std::span<std::byte> pinned_bytes(const Napi::Value& value, const char* name, std::vector<Napi::Object>& pinned) {
   const std::span<std::byte> bytes = bytes_of(value, name);
   pinned.push_back(value.As<Napi::Object>());
   return bytes;
 }
 
-// The numbers of a stream's call, in the order of lib/decode-stream.ts, and nearly that in which they are read below.
-constexpr const char* kStreamNumbers[] = {
-    "strategy",     "workers",     "splits",      "copies",       "tileTokens",    "stages",     "warps",
-    "ctasPerSm",    "qType",       "batch",       "queryLen",     "numQueryHeads", "headDim",    "qSequenceStride",
-    "qQueryStride", "qHeadStride", "kvType",      "numKvHeads",   "numPages",      "pageTokens", "kPageStride",
-    "kTokenStride", "kHeadStride", "vPageStride", "vTokenStride", "vHeadStride",   "maxPages",   "scale"};
+// The numbers of a call, in the order of lib/call-numbers.ts, and nearly that in which they are read below.
+constexpr const char* kCallNumbers[] = {
+    "strategy",     "workers",         "splits",       "copies",       "tileTokens",   "stages",
+    "warps",        "ctasPerSm",       "qType",        "batch",        "queryLen",     "numQueryHeads",
+    "headDim",      "qSequenceStride", "qQueryStride", "qHeadStride",  "kvType",       "numKvHeads",
+    "numPages",     "pageTokens",      "kPageStride",  "kTokenStride", "kHeadStride",  "vPageStride",
+    "vTokenStride", "vHeadStride",     "maxPages",     "scale",        "headsAdjacent"};
 
 // The checks of a number, wherever it was found.
 int64_t to_integer(double value, const char* name) {
@@ -105,32 +105,29 @@ double number(const Numbers& numbers, const char* name) { return numbers.at(name
 int64_t integer(const Numbers& numbers, const char* name) { return to_integer(numbers.at(name), name); }
 int32_t int32(const Numbers& numbers, const char* name) { return to_int32(numbers.at(name), name); }
 DType dtype(const Numbers& numbers, const char* name) { return to_dtype(numbers.at(name)); }
-static DType dtype(const Napi::Object& object, const char* name) { return dtype(object.Get(name)); }
 
 namespace {
 
-template <class Fields>
-CacheStrides cache_strides(const Fields& object, const char* page, const char* token, const char* head) {
-  return {integer(object, page), integer(object, token), integer(object, head)};
+CacheStrides cache_strides(const Numbers& numbers, const char* page, const char* token, const char* head) {
+  return {integer(numbers, page), integer(numbers, token), integer(numbers, head)};
 }
 
-template <class Fields>
-PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
+PlanRequest read_plan_request(const Numbers& numbers, const Backend& backend) {
   PlanRequest request;
-  const int64_t strategy = integer(object, "strategy");
+  const int64_t strategy = integer(numbers, "strategy");
   if (strategy < 0 || strategy > 2) refuse("Expected a strategy number from 0 to 2, got " + std::to_string(strategy));
   request.strategy = static_cast<Strategy>(strategy);
-  request.processors = integer(object, "workers");
-  request.splits = integer(object, "splits");
-  const int64_t copies = integer(object, "copies");
+  request.processors = integer(numbers, "workers");
+  request.splits = integer(numbers, "splits");
+  const int64_t copies = integer(numbers, "copies");
   if (copies < 0 || copies > 2) refuse("Expected a copy path from 0 to 2, got " + std::to_string(copies));
-  request.launch = {static_cast<CopyPath>(copies), int32(object, "tileTokens"), int32(object, "stages"),
-                    int32(object, "warps"), int32(object, "ctasPerSm")};
-  const int32_t query_len = int32(object, "queryLen"), query_heads = int32(object, "numQueryHeads");
+  request.launch = {static_cast<CopyPath>(copies), int32(numbers, "tileTokens"), int32(numbers, "stages"),
+                    int32(numbers, "warps"), int32(numbers, "ctasPerSm")};
+  const int32_t query_len = int32(numbers, "queryLen"), query_heads = int32(numbers, "numQueryHeads");
   if (query_heads < 1 || query_len < 1) refuse("Expected at least one query head and one query");
-  request.head_dim = int32(object, "headDim");
-  request.kv_type = dtype(object, "kvType");
-  request.num_kv_heads = int32(object, "numKvHeads");
+  request.head_dim = int32(numbers, "headDim");
+  request.kv_type = dtype(numbers, "kvType");
+  request.num_kv_heads = int32(numbers, "numKvHeads");
   constexpr int64_t kMaxWorkers = 1 << 20;
   if (request.processors < 0 || request.processors > kMaxWorkers || request.splits < 0 ||
       request.splits > kMaxWorkers || request.num_kv_heads < 1)
@@ -141,56 +138,53 @@ PlanRequest read_plan_request(const Fields& object, const Backend& backend) {
   return request;
 }
 
-}  // namespace
-
-PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths) {
-  PlanRequest request = read_plan_request(object, backend);
-  request.heads_adjacent = object.Get("headsAdjacent").ToBoolean();
+std::shared_ptr<const Plan> make_plan(const Numbers& numbers, const Backend& backend,
+                                      std::vector<int32_t> context_lengths) {
+  PlanRequest request = read_plan_request(numbers, backend);
+  request.heads_adjacent = number(numbers, "headsAdjacent") != 0;
   // Workers that the caller forces cut the work tile by tile.
-  if (integer(object, "workers") == 0) request.heads_per_tile = backend.heads_per_tile(request, context_lengths);
-  return request;
+  if (integer(numbers, "workers") == 0) request.heads_per_tile = backend.heads_per_tile(request, context_lengths);
+  return std::make_shared<const Plan>(request, std::move(context_lengths));
 }
 
-std::shared_ptr<const Plan> make_plan(const Napi::Object& object, const Backend& backend,
-                                      std::vector<int32_t> context_lengths) {
-  const PlanRequest request = plan_request(object, backend, context_lengths);
-  return std::make_shared<const Plan>(request, std::move(context_lengths));
+}  // namespace
+
+std::shared_ptr<const Plan> plan_of(const Napi::Value& numbers, const Backend& backend,
+                                    std::vector<int32_t> context_lengths) {
+  return make_plan(Numbers(numbers, kCallNumbers), backend, std::move(context_lengths));
 }
 
 namespace {
 
 // A tensor's memory, the host's or the device's; either way it is kept while the call runs.
-std::span<std::byte> operand(const Napi::Object& object, const char* name, const Backend& backend, DecodeCall& call,
+std::span<std::byte> operand(const Napi::Value& value, const char* name, const Backend& backend, DecodeCall& call,
                              bool& on_device, std::vector<Napi::Object>& pinned) {
-  const Napi::Value value = object.Get(name);
   on_device = is_device_memory(value);
-  if (!on_device) return pinned_bytes(object, name, pinned);
+  if (!on_device) return pinned_bytes(value, name, pinned);
   DeviceView memory = device_view(value, name, backend);
   call.owners.push_back(std::move(memory.owner));
   return {memory.data, memory.bytes};
 }
 
-template <class Fields>
-void read_query_shape(const Fields& object, DecodeParams& params) {
-  params.q_type = dtype(object, "qType");
-  params.batch = int32(object, "batch");
-  params.query_len = int32(object, "queryLen");
-  params.num_query_heads = int32(object, "numQueryHeads");
-  params.head_dim = int32(object, "headDim");
-  params.q_strides = {integer(object, "qSequenceStride"), integer(object, "qQueryStride"),
-                      integer(object, "qHeadStride")};
-  params.scale = static_cast<float>(number(object, "scale"));
+void read_query_shape(const Numbers& numbers, DecodeParams& params) {
+  params.q_type = dtype(numbers, "qType");
+  params.batch = int32(numbers, "batch");
+  params.query_len = int32(numbers, "queryLen");
+  params.num_query_heads = int32(numbers, "numQueryHeads");
+  params.head_dim = int32(numbers, "headDim");
+  params.q_strides = {integer(numbers, "qSequenceStride"), integer(numbers, "qQueryStride"),
+                      integer(numbers, "qHeadStride")};
+  params.scale = static_cast<float>(number(numbers, "scale"));
 }
 
-template <class Fields>
-void read_kv_shape(const Fields& object, DecodeParams& params) {
-  params.kv_type = dtype(object, "kvType");
-  params.num_kv_heads = int32(object, "numKvHeads");
-  params.num_pages = int32(object, "numPages");
-  params.page_tokens = int32(object, "pageTokens");
-  params.k_strides = cache_strides(object, "kPageStride", "kTokenStride", "kHeadStride");
-  params.v_strides = cache_strides(object, "vPageStride", "vTokenStride", "vHeadStride");
-  params.max_pages = int32(object, "maxPages");
+void read_kv_shape(const Numbers& numbers, DecodeParams& params) {
+  params.kv_type = dtype(numbers, "kvType");
+  params.num_kv_heads = int32(numbers, "numKvHeads");
+  params.num_pages = int32(numbers, "numPages");
+  params.page_tokens = int32(numbers, "pageTokens");
+  params.k_strides = cache_strides(numbers, "kPageStride", "kTokenStride", "kHeadStride");
+  params.v_strides = cache_strides(numbers, "vPageStride", "vTokenStride", "vHeadStride");
+  params.max_pages = int32(numbers, "maxPages");
 }
 
 void expect_entries(const char* name, size_t expected, size_t found) {
@@ -203,72 +197,74 @@ size_t table_entries(const DecodeParams& params) {
   return static_cast<size_t>(params.batch) * static_cast<size_t>(params.max_pages);
 }
 
-// K and V as the caller's tensors, and the sizes of their memory.
-void use_tensors(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes,
+// What a decode over the caller's tensors and one over a cache have in common, once their K and V are known.
+void finish_call(const Napi::CallbackInfo& info, const Backend& backend, DecodeCall& call, BufferSizes sizes,
                  std::vector<Napi::Object>& pinned) {
-  const Napi::Value plan = object.Get("plan");
-  call.plan = plan.IsObject()
-                  ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
-                  : make_plan(object, backend, values_of<int32_t>(object.Get("contextLengths"), "contextLengths"));
-  const Napi::Value table = object.Get("pageTable");
-  if (table.IsObject()) call.page_table = values_of<int32_t>(table, "pageTable");
   DecodeParams& params = call.params;
-  read_kv_shape(object, params);
-  if (table.IsObject()) expect_entries("pageTable", table_entries(params), call.page_table.size());
-  params.page_table = table.IsObject() ? call.page_table.data() : nullptr;
-  const auto k = operand(object, "k", backend, call, call.k_on_device, pinned);
-  const auto v = operand(object, "v", backend, call, call.v_on_device, pinned);
-  sizes.k = k.size();
-  sizes.v = v.size();
-  params.k = address(k, params.kv_type, "k");
-  params.v = address(v, params.kv_type, "v");
-}
-
-// K and V as the pages of a cache, whose memory the call keeps alive; `pinned` keeps the pages its sequences'.
-void use_cache(const Napi::Object& object, const Backend& backend, DecodeCall& call, BufferSizes& sizes,
-               std::vector<Napi::Object>& pinned) {
-  KvCache& cache = NativeKvCache::Unwrap(object.Get("cache").As<Napi::Object>())->cache();
-  const KvBatch batch = kv_batch(object);
-  call.plan = make_plan(object, backend, cache.context_lengths(batch));
-  cache.read(batch, int32(object, "layer"), call);
-  sizes.k = sizes.v = static_cast<size_t>(cache.block_bytes());
-  pinned.push_back(object.Get("holds").As<Napi::Object>());
-}
-
-}  // namespace
-
-std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
-                                        std::vector<Napi::Object>& pinned) {
-  auto call = std::make_shared<DecodeCall>();
-  DecodeParams& params = call->params;
-  read_query_shape(object, params);
-  BufferSizes sizes{};
-  if (object.Get("cache").IsObject())
-    use_cache(object, backend, *call, sizes, pinned);
-  else
-    use_tensors(object, backend, *call, sizes, pinned);
-  expect_entries("contextLengths", static_cast<size_t>(params.batch), call->plan->context_lengths().size());
-  params.context_lengths = call->plan->context_lengths().data();
-
-  const auto q = operand(object, "q", backend, *call, call->q_on_device, pinned);
-  const auto out = pinned_bytes(object, "out", pinned), lse = pinned_bytes(object, "lse", pinned);
+  expect_entries("contextLengths", static_cast<size_t>(params.batch), call.plan->context_lengths().size());
+  params.context_lengths = call.plan->context_lengths().data();
+  const auto q = operand(info[2], "q", backend, call, call.q_on_device, pinned);
+  const auto out = pinned_bytes(info[3], "out", pinned), lse = pinned_bytes(info[4], "lse", pinned);
   sizes.q = q.size();
   sizes.out = out.size();
   sizes.lse = lse.size();
   check_params(params, sizes);
-  const PlanRequest& request = call->plan->request();
+  const PlanRequest& request = call.plan->request();
   if (request.num_kv_heads != params.num_kv_heads || request.head_dim != params.head_dim ||
       request.kv_type != params.kv_type || request.rows != params.rows())
     refuse("Expected tensors of the shape that the plan was made for");
   params.q = address(q, params.q_type, "q");
   params.out = address(out, params.q_type, "out");
   params.lse = static_cast<float*>(address(lse, DType::kF32, "lse"));
+}
+
+}  // namespace
+
+std::shared_ptr<DecodeCall> decode_call(const Napi::CallbackInfo& info, const Backend& backend,
+                                        std::vector<Napi::Object>& pinned) {
+  auto call = std::make_shared<DecodeCall>();
+  DecodeParams& params = call->params;
+  const Numbers numbers(info[1], kCallNumbers);
+  const Napi::Value lengths = info[7], table = info[8], plan = info[9];
+  call->plan = plan.IsObject() ? NativePlan::Unwrap(plan.As<Napi::Object>())->plan()
+                               : make_plan(numbers, backend, values_of<int32_t>(lengths, "contextLengths"));
+  read_query_shape(numbers, params);
+  read_kv_shape(numbers, params);
+  if (table.IsObject()) {
+    call->page_table = values_of<int32_t>(table, "pageTable");
+    expect_entries("pageTable", table_entries(params), call->page_table.size());
+    params.page_table = call->page_table.data();
+  }
+  const auto k = operand(info[5], "k", backend, *call, call->k_on_device, pinned);
+  const auto v = operand(info[6], "v", backend, *call, call->v_on_device, pinned);
+  params.k = address(k, params.kv_type, "k");
+  params.v = address(v, params.kv_type, "v");
+  BufferSizes sizes{};
+  sizes.k = k.size();
+  sizes.v = v.size();
+  finish_call(info, backend, *call, sizes, pinned);
+  return call;
+}
+
+std::shared_ptr<DecodeCall> cache_decode_call(const Napi::CallbackInfo& info, const Backend& backend,
+                                              std::vector<Napi::Object>& pinned) {
+  auto call = std::make_shared<DecodeCall>();
+  const Numbers numbers(info[1], kCallNumbers);
+  KvCache& cache = NativeKvCache::Unwrap(info[5].As<Napi::Object>())->cache();
+  const KvBatch batch = kv_batch(info[7], info[8], info[9]);
+  call->plan = make_plan(numbers, backend, cache.context_lengths(batch));
+  read_query_shape(numbers, call->params);
+  cache.read(batch, info[6].As<Napi::Number>().Int32Value(), *call);
+  pinned.push_back(info[10].As<Napi::Object>());  // keeps the pages its sequences'
+  BufferSizes sizes{};
+  sizes.k = sizes.v = static_cast<size_t>(cache.block_bytes());
+  finish_call(info, backend, *call, sizes, pinned);
   return call;
 }
 
 StreamDecode stream_decode(const Napi::CallbackInfo& info, const Backend& backend) {
   StreamDecode call;
-  const Numbers numbers(info[0], kStreamNumbers);
+  const Numbers numbers(info[0], kCallNumbers);
   call.owners.reserve(7);
   const auto memory_of = [&](size_t index, const char* name) {
     DeviceView memory = device_view(info[index], name, backend);

@@ -41,17 +41,20 @@ struct NamedMemory {
 };
 void expect_apart(const NamedMemory& target, std::initializer_list<NamedMemory> others);
 
-// `context_lengths`: of a plan that is made on the host; empty: it is made on the device.
-PlanRequest plan_request(const Napi::Object& object, const Backend& backend, std::span<const int32_t> context_lengths);
-std::shared_ptr<const Plan> make_plan(const Napi::Object& object, const Backend& backend,
-                                      std::vector<int32_t> context_lengths);
+// Of the numbers of a call.
+std::shared_ptr<const Plan> plan_of(const Napi::Value& numbers, const Backend& backend,
+                                    std::vector<int32_t> context_lengths);
 
-// A complete, checked call. K, V and Q lie in host memory or in the device's. `pinned` receives the objects whose
-// memory it uses.
-std::shared_ptr<DecodeCall> decode_call(const Napi::Object& object, const Backend& backend,
+// A complete, checked call over tensors: the arguments of NativeDevice.decode in lib/native.ts. K, V and Q lie in host
+// memory or in the device's. `pinned` receives the objects whose memory it uses.
+std::shared_ptr<DecodeCall> decode_call(const Napi::CallbackInfo& info, const Backend& backend,
                                         std::vector<Napi::Object>& pinned);
 
-// The same for a stream: everything lies in the device's memory. The arguments of NativeStream.decode in lib/native.ts.
+// The same over a cache's pages: NativeDevice.decodeCache.
+std::shared_ptr<DecodeCall> cache_decode_call(const Napi::CallbackInfo& info, const Backend& backend,
+                                              std::vector<Napi::Object>& pinned);
+
+// The same in a stream, where everything lies in the device's memory: NativeStream.decode.
 StreamDecode stream_decode(const Napi::CallbackInfo& info, const Backend& backend);
 
 }  // namespace lean::binding

@@ -18,7 +18,7 @@ Napi::Function NativeDevice::define(Napi::Env env) {
       {InstanceMethod<&NativeDevice::describe>("describe"), InstanceMethod<&NativeDevice::plan>("plan"),
        InstanceMethod<&NativeDevice::workspace_bytes>("workspaceBytes"),
        InstanceMethod<&NativeDevice::describe_launch>("describeLaunch"),
-       InstanceMethod<&NativeDevice::decode>("decode"), InstanceMethod<&NativeDevice::decode_async>("decodeAsync"),
+       InstanceMethod<&NativeDevice::decode>("decode"), InstanceMethod<&NativeDevice::decode_cache>("decodeCache"),
        InstanceMethod<&NativeDevice::memory_info>("memoryInfo"), InstanceMethod<&NativeDevice::allocate>("allocate"),
        InstanceMethod<&NativeDevice::wrap>("wrap"), InstanceMethod<&NativeDevice::upload>("upload"),
        InstanceMethod<&NativeDevice::download>("download"),
@@ -54,13 +54,12 @@ Napi::Value NativeDevice::describe(const Napi::CallbackInfo& info) {
 
 Napi::Value NativeDevice::plan(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    const auto options = info[0].As<Napi::Object>();
-    std::vector<int32_t> lengths = values_of<int32_t>(options.Get("contextLengths"), "contextLengths");
+    std::vector<int32_t> lengths = values_of<int32_t>(info[1], "contextLengths");
     for (size_t i = 0; i < lengths.size(); ++i)
       if (lengths[i] < 0)
         throw Error(ErrorCode::kInvalidArgument, "Expected `contextLengths`[" + std::to_string(i) +
                                                      "] to be 0 or more, got " + std::to_string(lengths[i]));
-    return NativePlan::create(info.Env(), make_plan(options, backend(), std::move(lengths)));
+    return NativePlan::create(info.Env(), plan_of(info[0], backend(), std::move(lengths)));
   });
 }
 
@@ -79,19 +78,19 @@ Napi::Value NativeDevice::describe_launch(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value NativeDevice::decode(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    std::vector<Napi::Object> pinned;
-    backend().decode(*decode_call(info[0].As<Napi::Object>(), backend(), pinned));
-    return info.Env().Undefined();
-  });
-}
+Napi::Value NativeDevice::decode(const Napi::CallbackInfo& info) { return run(info, decode_call); }
 
-Napi::Value NativeDevice::decode_async(const Napi::CallbackInfo& info) {
+Napi::Value NativeDevice::decode_cache(const Napi::CallbackInfo& info) { return run(info, cache_decode_call); }
+
+Napi::Value NativeDevice::run(const Napi::CallbackInfo& info, ReadCall read) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     std::vector<Napi::Object> pinned;
+    const std::shared_ptr<DecodeCall> call = read(info, backend(), pinned);
+    if (!info[0].ToBoolean()) {
+      backend().decode(*call);
+      return info.Env().Undefined();
+    }
     Environment& environment = Environment::of(info.Env());
-    auto call = decode_call(info[0].As<Napi::Object>(), backend(), pinned);
     call->cancelled = environment.closing();
     return environment.start(backend_, std::move(pinned), [&](Done done) { backend().submit(call, std::move(done)); });
   });

@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <vector>
 
 #include "../runtime/backend.h"
 
@@ -21,8 +22,8 @@ class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
   Napi::Value plan(const Napi::CallbackInfo& info);
   Napi::Value workspace_bytes(const Napi::CallbackInfo& info);
   Napi::Value describe_launch(const Napi::CallbackInfo& info);
-  Napi::Value decode(const Napi::CallbackInfo& info);        // blocks
-  Napi::Value decode_async(const Napi::CallbackInfo& info);  // a promise of undefined
+  Napi::Value decode(const Napi::CallbackInfo& info);        // blocks, or returns a promise: as its first argument says
+  Napi::Value decode_cache(const Napi::CallbackInfo& info);  // the same over a cache's pages
   Napi::Value memory_info(const Napi::CallbackInfo& info);   // free, total
   Napi::Value allocate(const Napi::CallbackInfo& info);      // (bytes)
   Napi::Value wrap(const Napi::CallbackInfo& info);          // (pointer, bytes)
@@ -33,6 +34,9 @@ class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
   Napi::Value time_read(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);  // calls in flight go on; idempotent
 
+  using ReadCall = std::shared_ptr<DecodeCall> (*)(const Napi::CallbackInfo&, const Backend&,
+                                                   std::vector<Napi::Object>& pinned);
+  Napi::Value run(const Napi::CallbackInfo& info, ReadCall read);
   Backend& backend() const;
 
   std::shared_ptr<Backend> backend_;

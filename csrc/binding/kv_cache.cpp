@@ -79,12 +79,11 @@ KvCacheShape kv_cache_shape(const Napi::Object& object) {
           int32(object, "numKvHeads"), int32(object, "headDim"),  dtype(object.Get("kvType"))};
 }
 
-KvBatch kv_batch(const Napi::Object& object) {
-  KvBatch batch{sequence_ids(object.Get("sequences")), {}, 0};
-  const Napi::Value counts = object.Get("counts");
+KvBatch kv_batch(const Napi::Value& sequences, const Napi::Value& counts, const Napi::Value& stamp) {
+  KvBatch batch{sequence_ids(sequences), {}, 0};
   if (!counts.IsObject()) return batch;
   batch.counts = values_of<int32_t>(counts, "counts");
-  batch.stamp = integer(object, "stamp");
+  batch.stamp = stamp.As<Napi::Number>().Int64Value();
   if (batch.counts.size() != batch.ids.size()) refuse("Expected a count for each sequence");
   return batch;
 }
@@ -232,7 +231,8 @@ void NativeKvCache::write(const Napi::CallbackInfo& info) {
                          object.Get("k"),       object.Get("v"),
                          object.Get("q"),       object.Get("qOut")};
     const std::vector<double> frequencies = read_rows(rows, call.params, sizes, bytes_of);
-    cache().write(*backend(), kv_batch(object), int32(object, "layer"), call, sizes);
+    const KvBatch batch = kv_batch(object.Get("sequences"), object.Get("counts"), object.Get("stamp"));
+    cache().write(*backend(), batch, int32(object, "layer"), call, sizes);
   });
 }
 

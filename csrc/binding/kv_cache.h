@@ -13,7 +13,7 @@ namespace lean::binding {
 KvCacheShape kv_cache_shape(const Napi::Object& object);
 
 // The sequences of a call: ids, and for those of an append its counts and stamp.
-KvBatch kv_batch(const Napi::Object& object);
+KvBatch kv_batch(const Napi::Value& sequences, const Napi::Value& counts, const Napi::Value& stamp);
 
 // Rows to write in a stream: everything lies in the device's memory. The arguments of NativeStream.append in
 // lib/native.ts.

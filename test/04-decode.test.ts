@@ -128,6 +128,45 @@ describe('long contexts', () => {
       }
     }
   });
+
+  // Plain: one tile's sum after the other, every step rounded. A sum that takes tokens one by one is several times as far off.
+  test('131,072 tokens are summed as exactly as plain float32 arithmetic sums them in tiles', () => {
+    const [context, headDim, tileTokens] = [131072, 64, 64];
+    const rng = random(7);
+    const normal = (count: number) => Float32Array.from({ length: count }, () => rng.normal());
+    const [q, k, v] = [normal(headDim), normal(context * headDim), normal(context * headDim)];
+    const cache = (data: Float32Array) => tensor(data, [1, context, 1, headDim]);
+    const options = { q: tensor(q, [1, 1, headDim]), k: cache(k), v: cache(v) };
+    const { out: expected } = referenceDecode({ ...options, contextLengths: [context] });
+
+    const { fround } = Math;
+    const acc = new Float32Array(headDim);
+    let [m, l] = [-Infinity, 0];
+    for (let first = 0; first < context; first += tileTokens) {
+      const scores = new Float32Array(tileTokens);
+      for (let t = 0; t < tileTokens; ++t) {
+        for (let d = 0; d < headDim; ++d) scores[t] += fround(q[d] * k[(first + t) * headDim + d]);
+        scores[t] *= 1 / Math.sqrt(headDim);
+      }
+      const [before, sum] = [m, new Float32Array(headDim)];
+      m = Math.max(m, ...scores);
+      const factor = fround(Math.exp(before - m));
+      l = fround(l * factor);
+      for (let d = 0; d < headDim; ++d) acc[d] *= factor;
+      for (let t = 0; t < tileTokens; ++t) {
+        const weight = fround(Math.exp(scores[t] - m));
+        l = fround(l + weight);
+        for (let d = 0; d < headDim; ++d) sum[d] += fround(weight * v[(first + t) * headDim + d]);
+      }
+      for (let d = 0; d < headDim; ++d) acc[d] += sum[d];
+    }
+    const distance = (values: Float32Array) => Math.hypot(...values.map((value, d) => value - expected[d]));
+    const plain = distance(acc.map((value) => value / l));
+    for (const device of devices) {
+      const { out } = device.decodeSync({ ...options, workers: 1 });
+      expect(distance(out.data as Float32Array), device.instructionSet).toBeLessThan(2 * plain);
+    }
+  });
 });
 
 describe('scores far from ordinary', () => {

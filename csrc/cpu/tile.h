@@ -47,6 +47,7 @@ struct TileFold {
   float* scores;           // [heads, rows, kScoreStride] scratch
   SoftmaxState* states;    // [heads, rows]
   float* acc;              // [heads, rows, padded(head_dim)]
+  float* tile_acc;         // [heads, rows, padded(head_dim)] scratch, zeros before and after
 };
 
 // What an instruction set has for one element type.

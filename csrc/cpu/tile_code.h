@@ -1,10 +1,11 @@
 // The tile code, written once over a SIMD type; each tile_*.cpp defines one and instantiates it for an instruction set.
 //
-// Three steps per LeanTile: scores = q k^T, weights = softmax step, acc += weights v. K and V are read in the order of
-// their addresses: a block of tokens, all heads of the bundle, the next block. All rows of a group run against a
-// token's K or V while it is in the L1 cache, so memory is read once for the group. Prefetches mirror the loads, a
-// fixed way ahead. Registers hold the sums, or the weights, of kRowBlock rows x kTokenBlock tokens; queries and acc
-// pass through.
+// Three steps per LeanTile: scores = q k^T, weights = softmax step, acc += weights v. A tile's sum is made apart and
+// added to acc as one: over 10^6 tokens, rounding each against the sum of all before it would show. K and V are read in
+// the order of their addresses: a block of tokens, all heads of the bundle, the next block. All rows of a group run
+// against a token's K or V while it is in the L1 cache, so memory is read once for the group. Prefetches mirror the
+// loads, a fixed way ahead. Registers hold the sums, or the weights, of kRowBlock rows x kTokenBlock tokens; queries
+// and acc pass through.
 #pragma once
 
 #include "tile.h"
@@ -115,7 +116,7 @@ struct TileKernel {
     state.l += Simd::reduce_add(total);
   }
 
-  // acc += weights x V for R rows and N tokens.
+  // tile_acc += weights x V for R rows and N tokens.
   template <int32_t R, int32_t N, bool kPrefetch>
   LEAN_INLINE void sum_tokens(int32_t head, int32_t row, int32_t token) const {
     const T* v[N];
@@ -129,17 +130,25 @@ struct TileKernel {
     F weight[R][N];
     for (int32_t r = 0; r < R; ++r)
       for (int32_t n = 0; n < N; ++n) weight[r][n] = Simd::set1(weights[r * kScoreStride + n]);
-    float* acc = fold.acc + index * stride;
+    float* const sums = fold.tile_acc + index * stride;
     for_vectors<N, kPrefetch>(ahead, [&](auto load, int32_t c) LEAN_LAMBDA_INLINE {
       F kv[N];
       for (int32_t n = 0; n < N; ++n) kv[n] = load(v[n] + c * kLanes);
       for (int32_t r = 0; r < R; ++r) {
-        float* const out = acc + r * stride + c * kLanes;
-        F total = Simd::load(out);
+        float* const sum = sums + r * stride + c * kLanes;
+        F total = Simd::load(sum);
         for (int32_t n = 0; n < N; ++n) total = Simd::fma(weight[r][n], kv[n], total);
-        Simd::store(out, total);
+        Simd::store(sum, total);
       }
     });
+  }
+
+  LEAN_INLINE void add_tile() const {
+    const int64_t count = bundle_row(fold.heads, 0) * stride;
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Simd::store(fold.acc + i, Simd::add(Simd::load(fold.acc + i), Simd::load(fold.tile_acc + i)));
+      Simd::store(fold.tile_acc + i, Simd::zero());
+    }
   }
 
   // A block of tokens; in the tile's last one, those that are no whole block one by one.
@@ -180,6 +189,7 @@ struct TileKernel {
       for (int32_t head = 0; head < fold.heads; ++head)
         for_row_blocks([&](auto rows, int32_t row)
                            LEAN_LAMBDA_INLINE { sum_block<rows.kCount, rows.kPrefetch>(head, row, token); });
+    add_tile();
   }
 
  private:

@@ -139,6 +139,7 @@ class Worker {
     const auto rows = static_cast<size_t>(num_heads(bundle)) * static_cast<size_t>(rows_);
     arena_.q.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.acc.assign(rows * static_cast<size_t>(stride_), 0.0f);
+    arena_.tile_acc.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.states.assign(rows, SoftmaxState{});
     arena_.scores.resize(rows * kScoreStride);
     arena_.visible.resize(static_cast<size_t>(rows_));
@@ -205,6 +206,7 @@ class Worker {
     fold.scores = arena_.scores.data();
     fold.states = states(heads.begin);
     fold.acc = acc(heads.begin);
+    fold.tile_acc = arena_.tile_acc.data();
     fold_(fold);
   }
 

@@ -4,13 +4,8 @@
 import { convert, type DecodeOptions, type DType, type Tensor, tensor } from '../../index';
 import { referenceDecode } from '../../reference';
 
-/** ||out - ref|| / ||ref||, what the library promises for contexts up to 4k. */
+/** ||out - ref|| / ||ref|| */
 export const ERROR_BOUNDS: Readonly<Record<DType, number>> = { f32: 1e-5, f16: 5e-4, bf16: 3.5e-3 };
-
-/** Longer contexts may be off by twice what plain float32 arithmetic is, which shows only where nothing else rounds. */
-export function errorBound(dtype: DType, contextLengths: readonly number[]): number {
-  return ERROR_BOUNDS[dtype] * (dtype === 'f32' && Math.max(...contextLengths) > 4096 ? 2 : 1);
-}
 
 /** Multiply-adds that the reference may spend on a trial: a second or two. */
 const BUDGET = 1.5e9;

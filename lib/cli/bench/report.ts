@@ -3,7 +3,7 @@
 import type { Device } from '../../index';
 import { formatTable } from '../table';
 import { formatBytes, formatMicroseconds } from '../units';
-import { ERROR_BOUNDS, errorBound } from './check';
+import { ERROR_BOUNDS } from './check';
 import type { Engine } from './engine';
 import type { Gpu } from './gpu';
 import type { Measurement, Row } from './measure';
@@ -103,7 +103,7 @@ export interface FailedRow {
 /** Rows whose error is larger than promised (NaN counts). */
 export function failedRows(measurements: readonly Measurement[]): FailedRow[] {
   return measurements.flatMap(({ trial, rows }) => {
-    const bound = errorBound(trial.dtype, trial.contextLengths);
+    const bound = ERROR_BOUNDS[trial.dtype];
     return rows
       .filter(({ relativeError }) => !(relativeError <= bound))
       .map((row) => ({

@@ -107,6 +107,10 @@ describe('steps in a stream', () => {
         () => stream.write({ table, layer: 0, k, v, q: k, qOut: v, rotary: {} }),
         'Expected `qOut` to have memory of its own, got memory that `v` uses too',
       ],
+      [
+        () => stream.write({ table, layer: 0, k, v, q: k, rotary: {} }),
+        'Expected `q` to have memory of its own, got memory that `k` uses too',
+      ],
       [() => stream.write({ table: {} as never, layer: 0, k, v }), 'Expected `table` to be a KvTable, got a Object'],
       [() => cache.createTable({ rows: 0 }), 'Expected `rows` to be an integer from 1 to 2147483647, got 0'],
       [() => cache.layer(-1), 'Expected `layer` to be an integer from 0 to 1, got -1'],
@@ -136,7 +140,7 @@ test("the example's server over it writes the CPU's text", async () => {
 test('a cache that the kernels could not read is refused at once', async () => {
   expect(await failure(() => cuda.device.createKvCache({ ...SHAPE, dtype: 'f32' }))).toEqual({
     name: 'RangeError',
-    message: 'The CUDA kernels read K and V in f16 or bf16',
+    message: "Expected the dtype of K and V to be 'f16' or 'bf16' on a CUDA device, got 'f32'",
   });
   expect((await failure(() => cuda.device.createKvCache({ ...SHAPE, headDim: 512 }))).name).toBe('RangeError');
   expect(await failure(() => cuda.device.createKvCache({ ...SHAPE, tokens: 1e9 }))).toMatchObject({

@@ -265,6 +265,25 @@ const writeMistakes: Mistake<WriteOptions>[] = [
   ],
 ];
 
+const rowsWithin = (offset: number, heads: number) =>
+  tensor(memory.subarray(offset), [3, heads, 8], { strides: [64, 8, 1] });
+test('rows of a fused projection may be rotated in place, and no others that k or v share', () => {
+  const sequence = cache.createSequence();
+  const step = cache.append([sequence], [3]);
+  const fused = (offsetOfQ: number, offsetOfK: number) => ({
+    layer: 0,
+    q: rowsWithin(offsetOfQ, 4),
+    k: rowsWithin(offsetOfK, 2),
+    v: rowsWithin(48, 2),
+    rotary: {},
+  });
+  step.write(fused(0, 32));
+  expect(() => step.write(fused(8, 32))).toThrow(
+    new RangeError('Expected `q` to have memory of its own, got memory that `k` uses too'),
+  );
+  sequence.free();
+});
+
 const rotaryMistakes: Mistake<unknown>[] = [
   ['a number', 10_000, TypeError, 'Expected `rotary` to be an object, got 10000'],
   [
@@ -420,7 +439,12 @@ const decodeMistakes: Mistake<CacheDecodeOptions>[] = [
     RangeError,
     'Expected `q` shape[1], numQueryHeads, to be a multiple of numKvHeads 2, got 5',
   ],
-  ['an infinite scale', wrong({ scale: Infinity }), RangeError, 'Expected `scale` to be finite, got Infinity'],
+  [
+    'an infinite scale',
+    wrong({ scale: Infinity }),
+    RangeError,
+    'Expected `scale` to be finite in float32, got Infinity',
+  ],
   ['out of another shape', wrong({ out: f32([2, 8]) }), RangeError, 'Expected `out` shape to be [2, 4, 8], got [2, 8]'],
   [
     'out over q',

@@ -1,5 +1,6 @@
 #include "check.h"
 
+#include <cstdint>
 #include <limits>
 #include <string>
 
@@ -159,6 +160,48 @@ AppendSizes needed_bytes(const AppendParams& params) {
           params.inverse_frequencies ? static_cast<size_t>(params.rotary_dims / 2) * sizeof(double) : 0};
 }
 
+namespace {
+
+// Where a call's rows lie, [rows, heads, head_dim].
+struct Rows {
+  const char* name;
+  intptr_t begin;
+  int64_t bytes;      // from the first element to past the last
+  int64_t row_bytes;  // from one row to the next
+
+  Rows(const char* rows_name, const void* data, size_t size, int64_t stride, DType type)
+      : name(rows_name),
+        begin(reinterpret_cast<intptr_t>(data)),
+        bytes(static_cast<int64_t>(size)),
+        row_bytes(stride * dtype_size(type)) {}
+};
+
+// Rows may lie between each other's, as those of a fused projection of q, k and v do.
+bool share_memory(const Rows& a, const Rows& b, int64_t rows) {
+  if (a.begin >= b.begin + b.bytes || b.begin >= a.begin + a.bytes) return false;
+  const int64_t step = a.row_bytes;
+  if (b.row_bytes != step || step <= 0) return true;
+  const int64_t row_of_a = a.bytes - (rows - 1) * step, row_of_b = b.bytes - (rows - 1) * step;
+  const int64_t between = ((b.begin - a.begin) % step + step) % step;
+  return between < row_of_a || between + row_of_b > step;
+}
+
+// Rotated queries are written while others still read K and V.
+void expect_queries_apart(const AppendParams& params, const AppendSizes& sizes) {
+  if (!params.q) return;
+  const bool in_place = params.q == params.q_out;
+  const Rows target(in_place ? "q" : "qOut", params.q_out, sizes.q_out, params.q_out_strides.row, params.q_type);
+  const Rows k("k", params.k, sizes.k, params.k_strides.row, params.k_type);
+  const Rows v("v", params.v, sizes.v, params.v_strides.row, params.v_type);
+  const Rows q("q", params.q, sizes.q, params.q_strides.row, params.q_type);
+  for (const Rows* other : {&k, &v, in_place ? nullptr : &q})
+    if (other && share_memory(target, *other, params.rows))
+      refuse("Expected `" + std::string(target.name) + "` to have memory of its own, got memory that `" + other->name +
+             "` uses too");
+}
+
+}  // namespace
+
 void check_append(const AppendParams& params, const AppendSizes& sizes) {
   constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
   expect_range("rows", params.rows, 1, kMaxInt32);
@@ -171,6 +214,7 @@ void check_append(const AppendParams& params, const AppendSizes& sizes) {
   expect_range("rotary dims", params.rotary_dims, 0, params.head_dim);
   if (needed.frequencies > sizes.frequencies)
     refuse("Expected an inverse frequency for each pair of " + std::to_string(params.rotary_dims) + " rotary dims");
+  expect_queries_apart(params, needed);
   if (!params.slots) return;
   const int64_t num_slots = int64_t{params.num_pages} * params.page_tokens;
   for (int32_t row = 0; row < params.rows; ++row) expect_range("slots", params.slots[row], 0, num_slots - 1);

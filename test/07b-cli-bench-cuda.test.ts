@@ -1,14 +1,15 @@
-// `lean-attention bench` on a CUDA device, over the rehearsed CUDA runtime: its reports and how they come about. Its clock
+// `lean-attention bench`, and `run`, on a CUDA device, over the rehearsed CUDA runtime: its reports and how they come about. Its clock
 // says one millisecond to everything, so no time here means anything.
 
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
-import { DevicePool, GraphTimer, inProcess, listTrials, measureOverhead } from './helpers/cli';
+import { DevicePool, GraphTimer, inProcess, listTrials, measureOverhead, writeSafetensors } from './helpers/cli';
 import { useRehearsedCuda } from './helpers/rehearsed-cuda';
+import { contiguous } from './helpers/small-files';
 import { expectWellFormed } from './helpers/svg';
 
 const cuda = useRehearsedCuda();
@@ -21,6 +22,21 @@ beforeAll(() => {
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 const SMALL = ['--device', 'cuda', '--heads', '4/2', '--head-dim', '64', '--pool', '1m'];
+
+describe('run', () => {
+  it('takes the CPU by itself for what the kernels do not, and says so; on --device cuda it is refused', async () => {
+    const [input, output] = [at('in.safetensors'), at('out.safetensors')];
+    writeSafetensors(input, contiguous());
+    const run = (...options: string[]) => inProcess(['run', input, '--out', output, '--json', ...options]);
+    const refusal = "Expected the dtype of K and V to be 'f16' or 'bf16' on a CUDA device, got 'f32'.";
+    expect(await run('--device', 'cuda')).toEqual({ exitCode: 2, out: '', err: `lean-attention: ${refusal}\n` });
+    expect(existsSync(output)).toBe(false);
+    const { exitCode, out, err } = await run();
+    expect({ exitCode, err }).toEqual({ exitCode: 0, err: `On the CPU, as cuda:0 refused: ${refusal}\n` });
+    expect(JSON.parse(out)).toMatchObject({ device: 'cpu' });
+    expect(existsSync(output)).toBe(true);
+  });
+});
 
 describe('bench --device cuda', () => {
   it.each([
@@ -82,7 +98,7 @@ describe('bench --device cuda', () => {
     const refused = await inProcess(['bench', '--device', 'cuda', '--context', '64', '--head-dim', '512']);
     expect(refused.exitCode).toBe(2);
     expect(refused.err).toContain(
-      'Left out: GQA 32/8 d512 f16 64 cannot run on cuda:0: The CUDA kernels need a head dim that is a multiple of 8 up to 256, got 512.',
+      'Left out: GQA 32/8 d512 f16 64 cannot run on cuda:0: Expected headDim to be a multiple of 8 up to 256 on a CUDA device, got 512.',
     );
   });
 

@@ -186,7 +186,7 @@ describe('decode on the CUDA device', () => {
     for (const call of [(o: DecodeOptions) => cuda.device.decodeSync(o), (o: DecodeOptions) => cuda.device.decode(o)]) {
       expect(await failure(() => call(build({ ...SMALL, qType: 'f32', kvType: 'f32' })))).toEqual({
         name: 'RangeError',
-        message: 'The CUDA kernels read K and V in f16 or bf16',
+        message: "Expected the dtype of K and V to be 'f16' or 'bf16' on a CUDA device, got 'f32'",
       });
       expect((await failure(() => call(build({ ...SMALL, headDim: 512 })))).name).toBe('RangeError');
     }

@@ -151,10 +151,13 @@ const ReadyKernel& ready_kernel(DType kv_type, int32_t head_dim, int64_t rows, c
 
 bool aligned(const void* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
+std::string name_of(DType type) { return type == DType::kF32 ? "'f32'" : type == DType::kF16 ? "'f16'" : "'bf16'"; }
+
 void check_kernel(DType kv_type, int32_t head_dim) {
-  if (kv_type != DType::kF16 && kv_type != DType::kBF16) refuse("The CUDA kernels read K and V in f16 or bf16");
+  if (kv_type != DType::kF16 && kv_type != DType::kBF16)
+    refuse("Expected the dtype of K and V to be 'f16' or 'bf16' on a CUDA device, got " + name_of(kv_type));
   if (head_dim < 8 || head_dim % 8 != 0 || instance_head_dim(head_dim) == 0)
-    refuse("The CUDA kernels need a head dim that is a multiple of 8 up to 256, got " + std::to_string(head_dim));
+    refuse("Expected headDim to be a multiple of 8 up to 256 on a CUDA device, got " + std::to_string(head_dim));
 }
 
 // What the kernels take for granted and the problem's own check does not know.
@@ -162,19 +165,22 @@ void check_request(const LaunchRequest& request) {
   const DecodeParams& decode = request.decode;
   check_kernel(decode.kv_type, decode.head_dim);
   if (decode.q_type != decode.kv_type && decode.q_type != DType::kF32)
-    refuse("The CUDA kernels need queries in K and V's type or in f32");
+    refuse("Expected `q` dtype to be 'f32' or that of K and V, " + name_of(decode.kv_type) +
+           ", on a CUDA device, got " + name_of(decode.q_type));
   for (const CacheStrides& strides : {decode.k_strides, decode.v_strides})
     for (const int64_t stride : {strides.page, strides.token, strides.head})
       if (stride < 0 || stride % 8)
-        refuse("The CUDA kernels need strides of K and V that are multiples of 8 elements (16 bytes)");
-  if (!aligned(decode.k, 16) || !aligned(decode.v, 16)) refuse("The CUDA kernels need K and V aligned to 16 bytes");
+        refuse("Expected strides of `k` and `v` that are multiples of 8 elements (16 bytes) on a CUDA device, got " +
+               std::to_string(stride));
+  if (!aligned(decode.k, 16) || !aligned(decode.v, 16))
+    refuse("Expected `k` and `v` to begin at a multiple of 16 bytes on a CUDA device");
   const QueryStrides& q = decode.q_strides;
   if (!aligned(decode.q, decode.q_type == DType::kF32 ? 8 : 4) || q.sequence % 2 || q.query % 2 || q.head % 2)
-    refuse("The CUDA kernels need query rows that begin at an even element");
-  if (!aligned(decode.out, 16)) refuse("The CUDA kernels need the output aligned to 16 bytes");
+    refuse("Expected the rows of `q` to begin at an even element on a CUDA device");
+  if (!aligned(decode.out, 16)) refuse("Expected `out` to begin at a multiple of 16 bytes on a CUDA device");
   if (decode.query_len < 1 || decode.query_len > kMaxQueryLen || decode.num_kv_heads < 1 || decode.batch < 0 ||
       decode.num_query_heads < 1 || decode.num_query_heads % decode.num_kv_heads)
-    refuse("The CUDA kernels need 1 to 16 queries a sequence, and query heads that are a multiple of the KV heads");
+    refuse("Expected 1 to 16 queries a sequence, and query heads that are a multiple of the KV heads");
   if (request.strategy == Strategy::kFixedSplit && request.num_splits < 1)
     refuse("Fixed-split needs one split at least");
   if (request.strategy == Strategy::kLean && request.workers < 0) refuse("The number of workers cannot be negative");

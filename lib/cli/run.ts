@@ -1,6 +1,6 @@
 // `lean-attention run`: decode attention over tensors that any framework dumped into a safetensors file.
 
-import type { DecodeOptions, DecodeResult, Device, Plan, PlanOptions, Strategy } from '../index';
+import type { DecodeOptions, DecodeResult, Device, DeviceSpec, Plan, PlanOptions, Strategy } from '../index';
 import { MAX_WORKERS, parseChoice, parseDevice, parseInteger, STRATEGIES } from './arguments';
 import { openNamedDevice } from './device';
 import { ExitCode, InputError } from './errors';
@@ -8,6 +8,7 @@ import { formatJson } from './json';
 import { defineCommand } from './options';
 import { decodeOptionsOf, FILE_TYPE_OF, type RunInput, readRunInput } from './run-input';
 import { checkOutputPath, SafetensorsFile, writeSafetensors } from './safetensors';
+import type { Terminal } from './terminal';
 import { formatBatch, formatMicroseconds, plural } from './units';
 
 /** How to run: what the options say. */
@@ -82,17 +83,12 @@ export const runCommand = defineCommand(
 
     const input = openInput(inputPath);
     checkOutputPath(values.out, inputPath);
-    const device = openNamedDevice(spec);
-    try {
-      const { result, report } = await runDecode(device, input, settings);
-      writeSafetensors(values.out, [
-        { name: 'out', dtype: FILE_TYPE_OF[result.out.dtype], shape: result.out.shape, data: result.out.data },
-        { name: 'lse', dtype: 'F32', shape: result.lse.shape, data: result.lse.data },
-      ]);
-      terminal.out(has('json') ? formatJson(report) : `${describe(report)}; wrote ${values.out}.\n`);
-    } finally {
-      device.dispose();
-    }
+    const { result, report } = await runOn(spec, input, settings, terminal);
+    writeSafetensors(values.out, [
+      { name: 'out', dtype: FILE_TYPE_OF[result.out.dtype], shape: result.out.shape, data: result.out.data },
+      { name: 'lse', dtype: 'F32', shape: result.lse.shape, data: result.lse.data },
+    ]);
+    terminal.out(has('json') ? formatJson(report) : `${describe(report)}; wrote ${values.out}.\n`);
     return ExitCode.ok;
   },
 );
@@ -104,6 +100,25 @@ export function openInput(path: string): RunInput {
   } finally {
     file.close();
   }
+}
+
+/** On the device that was asked for; what an automatic choice cannot take, the CPU does, and a sentence says why. */
+async function runOn(
+  spec: DeviceSpec,
+  input: RunInput,
+  settings: RunSettings,
+  terminal: Terminal,
+): Promise<{ result: DecodeResult; report: RunReport }> {
+  const device = openNamedDevice(spec);
+  try {
+    return await runDecode(device, input, settings);
+  } catch (error) {
+    if (spec !== 'auto' || device.type === 'cpu' || !(error instanceof InputError)) throw error;
+    terminal.err(`On the CPU, as ${device.name} refused: ${error.message}\n`);
+  } finally {
+    device.dispose();
+  }
+  return runOn('cpu', input, settings, terminal);
 }
 
 /** The whole of a run but the files. */

@@ -126,7 +126,9 @@ export function expectHeads({ q, shape }: PreparedQueries, numKvHeads: number): 
 export function prepareScale(value: number | undefined, headDim: number): number {
   const scale = value ?? DEFAULTS.scale(headDim);
   if (typeof scale !== 'number') throw new TypeError(`Expected \`scale\` to be a number, got ${describe(scale)}`);
-  if (!Number.isFinite(scale)) throw new RangeError(`Expected \`scale\` to be finite, got ${scale}`);
+  if (!Number.isFinite(Math.fround(scale))) {
+    throw new RangeError(`Expected \`scale\` to be finite in float32, got ${scale}`);
+  }
   return scale;
 }
 
@@ -316,10 +318,10 @@ function preparePages(pageTable: Int32Array | readonly (readonly number[])[], ba
   if (pageTable.length !== batch) {
     throw new RangeError(`Expected \`pageTable\` to hold ${batch} lists, one a sequence, got ${pageTable.length}`);
   }
-  const rows = pageTable.map((row, sequence) =>
+  const rows = Array.from(pageTable, (row, sequence) =>
     expectIntegers(`pageTable[${sequence}]`, row, -(2 ** 31), LIMITS.int32),
   );
-  const maxPages = Math.max(0, ...rows.map((row) => row.length));
+  const maxPages = rows.reduce((most, row) => Math.max(most, row.length), 0);
   const table = new Int32Array(batch * maxPages).fill(-1);
   for (const [sequence, row] of rows.entries()) table.set(row, sequence * maxPages);
   return table;

@@ -95,7 +95,12 @@ export class Plan {
     const schedule = prepareSchedule(options);
     this.#device = device;
     this.#run = run;
-    this.#rows = (numQueryHeads / numKvHeads) * queryLen;
+    this.#rows = expectInteger(
+      'numQueryHeads / numKvHeads x queryLen',
+      (numQueryHeads / numKvHeads) * queryLen,
+      1,
+      LIMITS.int32,
+    );
     this.#numbers = {
       schedule,
       queries: { queryLen, numQueryHeads, headDim },

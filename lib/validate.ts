@@ -20,10 +20,10 @@ export function expectInteger(name: string, value: unknown, low: number, high = 
   return value;
 }
 
-/** A copy of a list of integers. */
+/** A copy of a list of integers. Holes are refused, which map() would pass by. */
 export function expectIntegers(name: string, values: unknown, low: number, high?: number): number[] {
   if (!Array.isArray(values)) throw new TypeError(`Expected \`${name}\` to be an array, got ${describe(values)}`);
-  return values.map((value, index) => expectInteger(`${name}[${index}]`, value, low, high));
+  return Array.from(values, (value, index) => expectInteger(`${name}[${index}]`, value, low, high));
 }
 
 export function expectObject(name: string, value: unknown): void {

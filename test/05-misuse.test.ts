@@ -176,6 +176,12 @@ const decodeMistakes: Mistake<DecodeOptions>[] = [
     'Expected `contextLengths` to be an array, got 3',
   ],
   [
+    'holes as contextLengths',
+    wrong({ contextLengths: new Array(2) }),
+    TypeError,
+    'Expected `contextLengths[0]` to be a number, got undefined',
+  ],
+  [
     'floats as contextLengths',
     wrong({ contextLengths: new Float64Array(2) }),
     TypeError,
@@ -302,8 +308,19 @@ const decodeMistakes: Mistake<DecodeOptions>[] = [
     'Expected `contextLengths`[0] from 0 to the capacity 0, got 5',
   ],
   ['a scale in words', wrong({ scale: '1' }), TypeError, "Expected `scale` to be a number, got '1'"],
-  ['NaN as scale', wrong({ scale: Number.NaN }), RangeError, 'Expected `scale` to be finite, got NaN'],
-  ['an infinite scale', wrong({ scale: Infinity }), RangeError, 'Expected `scale` to be finite, got Infinity'],
+  ['NaN as scale', wrong({ scale: Number.NaN }), RangeError, 'Expected `scale` to be finite in float32, got NaN'],
+  [
+    'an infinite scale',
+    wrong({ scale: Infinity }),
+    RangeError,
+    'Expected `scale` to be finite in float32, got Infinity',
+  ],
+  [
+    'a scale that float32 does not hold',
+    wrong({ scale: 1e39 }),
+    RangeError,
+    'Expected `scale` to be finite in float32, got 1e+39',
+  ],
   [
     'another strategy',
     wrong({ strategy: 'fast' }),
@@ -602,6 +619,12 @@ describe('device.plan', () => {
       wrongPlan({ queryLen: 17 }),
       RangeError,
       'Expected `queryLen` to be an integer from 1 to 16, got 17',
+    ],
+    [
+      'more rows than are counted',
+      wrongPlan({ numQueryHeads: 2 ** 31 - 2, numKvHeads: 1, queryLen: 16 }),
+      RangeError,
+      'Expected `numQueryHeads / numKvHeads x queryLen` to be an integer from 1 to 2147483647, got 34359738336',
     ],
     [
       'another type',

@@ -46,9 +46,9 @@ async function runOn(
 
 describe('run: files that cannot be used end with exit code 2, a sentence and no output', () => {
   const spoiled: [title: string, tensors: TensorToWrite[], sentence: string][] = [
-    ['no q', edited(contiguous(), { drop: 'q' }), 'Expected a tensor `q`, got only `k`, `v`, `context_lengths`.'],
+    ['no q', edited(contiguous(), { drop: 'q' }), 'Expected a tensor `q`, got only "k", "v", "context_lengths".'],
     ['no tensors', [], 'Expected a tensor `q`, got none.'],
-    ['no v', edited(contiguous(), { drop: 'v' }), 'Expected a tensor `v`, got only `q`, `k`, `context_lengths`.'],
+    ['no v', edited(contiguous(), { drop: 'v' }), 'Expected a tensor `v`, got only "q", "k", "context_lengths".'],
     [
       'q of integers',
       edited(contiguous(), I32('q', [1, 2, 8], new Array(16).fill(1))),
@@ -209,6 +209,14 @@ describe('run: files that cannot be used end with exit code 2, a sentence and no
       'Expected "…/no/such" to be writable, got: no such file or directory.',
     );
     writeFileSync(at('text'), 'not a tensor in here');
+    expect(await sentence(input, '--out', at('text/x'))).toBe(
+      'Expected "…/text/x" to be writable, got: not a directory.',
+    );
+    const strange = { name: 'red\n\x1b[31m', dtype: 'F32', shape: [1], data: Float32Array.of(1) } as const;
+    writeSafetensors(at('strange'), [strange]);
+    expect(await sentence(at('strange'), '--out', at('x'))).toBe(
+      'Expected a tensor `q`, got only "red\\n\\u001b[31m".',
+    );
     expect(await sentence(at('text'), '--out', at('x'))).toMatch(
       /^"…\/text" is not a usable safetensors file: expected a header of at most 12 bytes in a file of 20, got \d+\.$/,
     );

@@ -367,6 +367,7 @@ describe('streams', () => {
     const there = place(options);
     stream.upload(options.k, there.k);
     const source = keep(cuda.device.alloc(there.k.shape, { dtype: 'f16' }));
+    expect(() => stream.copy(there.k, there.k.slice(0, 1))).toThrow(RangeError);
     stream.copy(source, there.k); // zeros
     const zeroed = {
       ...options,

@@ -81,6 +81,8 @@ void NativeStream::copy(const Napi::CallbackInfo& info) {
     const DeviceView target = device_view(info[0], "target", *device_);
     const DeviceView source = device_view(info[1], "source", *device_);
     expect_same_size(target.bytes, source.bytes);
+    if (target.data != source.data)
+      expect_apart({"target", {target.data, target.bytes}}, {{"source", {source.data, source.bytes}}});
     stream().copy(target, source);
   });
 }

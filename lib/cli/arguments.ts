@@ -127,7 +127,7 @@ export function parseChoices<T extends string>(option: string, text: string, cho
 
 export function parseDevice(option: string, text: string): DeviceSpec {
   if (text === 'auto' || text === 'cpu' || text === 'cuda') return text;
-  const index = /^cuda:(\d{1,3})$/.exec(text)?.[1];
+  const index = /^cuda:(\d{1,4})$/.exec(text)?.[1];
   if (index === undefined) {
     throw new InputError(`Expected ${option} to be auto, cpu, cuda or cuda:N, got ${quote(text)}.`);
   }

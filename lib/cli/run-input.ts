@@ -93,7 +93,7 @@ function expectTensor(
 ): TensorEntry {
   const entry = file.tensors.get(name);
   if (entry === undefined) {
-    const present = [...file.tensors.keys()].slice(0, 8).map((key) => `\`${key}\``);
+    const present = [...file.tensors.keys()].slice(0, 8).map(quote);
     throw new InputError(
       `Expected a tensor \`${name}\`, got ${present.length === 0 ? 'none' : `only ${present.join(', ')}`}.`,
     );

@@ -86,7 +86,7 @@ export interface TensorToWrite {
 
 /** Refuses early, before any work, a path that `writeSafetensors` could not or should not write to. */
 export function checkOutputPath(path: string, inputPath: string): void {
-  const output = statSync(path, { throwIfNoEntry: false });
+  const output = naming(path, 'to be writable', () => statSync(path, { throwIfNoEntry: false }));
   if (output !== undefined && !output.isFile()) {
     throw new InputError(`Expected --out ${quote(path)} to be a file or a new name, got ${kindOf(output)}.`);
   }

@@ -70,7 +70,8 @@ export interface DecodeOptions<T extends Tensor | DeviceTensor = Tensor> extends
   /**
    * Queries, [batch, numQueryHeads, headDim] or [batch, queryLen, numQueryHeads, headDim]; f32, f16 or bf16. headDim is a
    * multiple of 8 up to 512, queryLen 1 to 16. Of several queries, query i of n sees positions up to
-   * contextLength - n + i (causal).
+   * contextLength - n + i (causal). On a GPU: of K and V's type, or f32, which is rounded to it before the first product;
+   * and a NaN in the V of one of a sequence's own queries reaches all of them.
    */
   q: T;
   /**

@@ -244,6 +244,17 @@ describe('scores far from ordinary', () => {
       }
     }
   });
+
+  test('NaN in the K and V of a later query does not reach an earlier one', () => {
+    const c: Case = { ...shape, contexts: [67, 3], queryLen: 3, pageTokens: 0, qType: 'f32', kvType: 'f32', seed: 9 };
+    const options = build(c);
+    for (const { data, strides } of [options.k, options.v]) {
+      data.fill(Number.NaN, 66 * strides[1], 67 * strides[1]);
+      data.fill(Number.NaN, strides[0] + strides[1], strides[0] + 3 * strides[1]);
+    }
+    const reference = referenceDecode(options);
+    for (const device of devices) expectClose(device.decodeSync(options), reference, device.instructionSet);
+  });
 });
 
 describe('results', () => {

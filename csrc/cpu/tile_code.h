@@ -151,11 +151,19 @@ struct TileKernel {
     }
   }
 
-  // A block of tokens; in the tile's last one, those that are no whole block one by one.
+  // A block of the tokens before `end`; the last one, where it is not whole, token by token.
   template <int32_t R, bool kPrefetch>
-  LEAN_INLINE void sum_block(int32_t head, int32_t row, int32_t token) const {
-    if (token + kTokens <= fold.count) return sum_tokens<R, kTokens, kPrefetch>(head, row, token);
-    for (; token < fold.count; ++token) sum_tokens<R, 1, kPrefetch>(head, row, token);
+  LEAN_INLINE void sum_block(int32_t head, int32_t row, int32_t token, int32_t end) const {
+    if (token + kTokens <= end) return sum_tokens<R, kTokens, kPrefetch>(head, row, token);
+    for (; token < end; ++token) sum_tokens<R, 1, kPrefetch>(head, row, token);
+  }
+
+  // Where rows see different tokens, each by itself: the weight of a token that is not seen is 0, but 0 x NaN is not.
+  LEAN_INLINE void sum_visible() const {
+    for (int32_t head = 0; head < fold.heads; ++head)
+      for (int32_t row = 0; row < fold.rows; ++row)
+        for (int32_t token = 0; token < fold.visible[row]; token += kTokens)
+          sum_block<1, false>(head, row, token, fold.visible[row]);
   }
 
   // All rows of a head, in blocks of kRowBlock and one of the rest. The first block prefetches for all.
@@ -185,10 +193,14 @@ struct TileKernel {
                            LEAN_LAMBDA_INLINE { score_block<rows.kCount, rows.kPrefetch>(head, row, token); });
     for (int32_t head = 0; head < fold.heads; ++head)
       for (int32_t row = 0; row < fold.rows; ++row) weigh_row(head, row);
-    for (int32_t token = 0; token < fold.count; token += kTokens)
-      for (int32_t head = 0; head < fold.heads; ++head)
-        for_row_blocks([&](auto rows, int32_t row)
-                           LEAN_LAMBDA_INLINE { sum_block<rows.kCount, rows.kPrefetch>(head, row, token); });
+    if (fold.visible)
+      sum_visible();
+    else
+      for (int32_t token = 0; token < fold.count; token += kTokens)
+        for (int32_t head = 0; head < fold.heads; ++head)
+          for_row_blocks([&](auto rows, int32_t row) LEAN_LAMBDA_INLINE {
+            sum_block<rows.kCount, rows.kPrefetch>(head, row, token, fold.count);
+          });
     add_tile();
   }
 

@@ -59,18 +59,18 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
   expectApart({ out, lse }, { q });
   const schedule = prepareSchedule(options);
   const kv = { kvType: DTYPE_CODES[cache.dtype], numKvHeads: cache.numKvHeads };
-  const qMemory = memoryOf(q);
+  const [qMemory, outMemory, lseMemory] = [memoryOf(q), out.data, lse.data];
   const holds = options.sequences instanceof Step ? options.sequences : [...options.sequences];
   return {
     result: { out, lse },
-    views: () => hostViews({ q: qMemory, out: out.data, lse: lse.data }),
+    views: () => hostViews({ q: qMemory, out: outMemory, lse: lseMemory }),
     run: (device, asynchronous) =>
       device.decodeCache(
         asynchronous,
         callNumbers({ schedule, queries: shape, kv, scale, headsAdjacent: true }),
         qMemory,
-        out.data,
-        lse.data,
+        outMemory,
+        lseMemory,
         native,
         layer,
         batch.sequences,

@@ -220,17 +220,17 @@ export function prepareCall(
   const schedule = prepareSchedule(options);
   shape.maxPages = maxPages;
   const headsAdjacent = shape.kHeadStride === headDim && shape.vHeadStride === headDim;
-  const [qMemory, kMemory, vMemory] = [memoryOf(q), memoryOf(k), memoryOf(v)];
+  const [qMemory, kMemory, vMemory, outMemory, lseMemory] = [memoryOf(q), memoryOf(k), memoryOf(v), out.data, lse.data];
   return {
     result: { out, lse },
-    views: () => hostViews({ q: qMemory, k: kMemory, v: vMemory, out: out.data, lse: lse.data }),
+    views: () => hostViews({ q: qMemory, k: kMemory, v: vMemory, out: outMemory, lse: lseMemory }),
     run: (device, asynchronous) =>
       device.decode(
         asynchronous,
         callNumbers({ schedule, queries: queries.shape, kv: shape, scale, headsAdjacent }),
         qMemory,
-        out.data,
-        lse.data,
+        outMemory,
+        lseMemory,
         kMemory,
         vMemory,
         contextLengths,

@@ -1,6 +1,6 @@
 // Decode against the float64 reference over a grid of shapes, layouts and types, under every strategy, worker count and
 // instruction set. Whatever must not be read is NaN or absurd (helpers/cases.ts).
-import type { DecodeOptions, Device, DType, InstructionSet, Strategy } from 'lean-attention';
+import type { DecodeOptions, Device, DType, InstructionSet, Strategy, Tensor } from 'lean-attention';
 import { afterAll, describe, expect, test } from 'vitest';
 import { build, type Case, costOf, nameOf, type Placement } from './helpers/cases';
 import { expectClose, expectSameBits } from './helpers/compare';
@@ -17,6 +17,8 @@ const single = openDevice('cpu', { threads: 1 });
 afterAll(() => {
   for (const device of [...devices, single]) device.dispose();
 });
+
+const zerosLike = ({ data, shape, dtype }: Tensor): Tensor => tensor(data.slice().fill(0), shape, { dtype });
 
 const CONTEXTS = [0, 1, 15, 16, 17, 54, 97, 512, 2047, 2048, 2049] as const;
 const BUDGET = 12e6; // multiply-adds of a case, so that the file stays under a minute
@@ -320,6 +322,21 @@ describe('results', () => {
       expect(new Set([...outData.subarray(0, 5), ...outData.subarray(5 + elements)])).toEqual(new Set([0x7e00]));
       expect([...lseData.subarray(0, 3), ...lseData.subarray(3 + rows)].every(Number.isNaN)).toBe(true);
     }
+  });
+
+  test('of a call whose target is read through code that decodes too', () => {
+    const other = build({ ...c, contexts: [5, 9], groupSize: 2 });
+    const expected = plain(devices[0]);
+    const target = (t: Tensor): Tensor => ({
+      ...t,
+      get data() {
+        devices[0].decodeSync(other);
+        return t.data;
+      },
+    });
+    const [out, lse] = [zerosLike(expected.out), zerosLike(expected.lse)];
+    devices[0].decodeSync({ ...options, out: target(out), lse: target(lse) });
+    expectSameBits({ out, lse }, expected, '');
   });
 
   test('have the shape and the type of q', () => {

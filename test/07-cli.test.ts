@@ -2,7 +2,7 @@
 // do is tested in process; a few runs are processes of their own, as the shell sees them.
 
 import { spawnSync } from 'node:child_process';
-import { cpSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -59,6 +59,14 @@ describe('the command itself', () => {
     const script = `"${process.execPath}" "${mainFile}" schedule --context 64x4k --json | head -n 1`;
     const piped = spawnSync('bash', ['-o', 'pipefail', '-c', script], { encoding: 'utf8' });
     expect(piped).toMatchObject({ status: 0, stdout: '{\n', stderr: '' });
+  });
+
+  it.skipIf(!existsSync('/dev/full'))('says so when stdout cannot be written', () => {
+    const full = spawnSync('sh', ['-c', `"${process.execPath}" "${mainFile}" schedule --context 4k > /dev/full`], {
+      encoding: 'utf8',
+    });
+    const stderr = 'lean-attention: Expected stdout to be writable, got: no space left on device.\n';
+    expect(full).toMatchObject({ status: 1, stderr });
   });
 });
 

@@ -33,7 +33,9 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
     throw new RangeError(`Expected \`cache\` to be of the device that decodes, got one of another device`);
   }
   const layer = expectInteger('layer', options.layer, 0, cache.layers - 1);
-  const batch = prepareBatch(cache, options.sequences);
+  const { sequences } = options;
+  const holds = sequences instanceof Step ? sequences : Array.isArray(sequences) ? [...sequences] : sequences;
+  const batch = prepareBatch(cache, holds);
   const queries = prepareQueries(options.q);
   const { q } = queries;
   if (batch.counts !== null && q.shape.length !== 3) {
@@ -60,7 +62,6 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
   const schedule = prepareSchedule(options);
   const kv = { kvType: DTYPE_CODES[cache.dtype], numKvHeads: cache.numKvHeads };
   const [qMemory, outMemory, lseMemory] = [memoryOf(q), out.data, lse.data];
-  const holds = options.sequences instanceof Step ? options.sequences : [...options.sequences];
   return {
     result: { out, lse },
     views: () => hostViews({ q: qMemory, out: outMemory, lse: lseMemory }),

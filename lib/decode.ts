@@ -194,10 +194,7 @@ export function prepareCache(
   };
 }
 
-export function prepareCall(
-  options: DecodeOptions<Operand>,
-  plan: { native: NativePlan; batch: number } | null,
-): PreparedCall {
+export function prepareCall(options: DecodeOptions<Operand>, plan: NativePlan | null): PreparedCall {
   expectObject('options', options);
   const queries = prepareQueries(options.q);
   const { k, v, shape } = prepareCache(options, queries);
@@ -235,14 +232,17 @@ export function prepareCall(
         vMemory,
         contextLengths,
         pageTable,
-        plan === null ? null : plan.native,
+        plan,
       ),
   };
 }
 
 /** An operand's memory as native calls take it. */
 export function memoryOf(t: Operand): ArrayBufferView | NativeMemory {
-  return t instanceof DeviceTensor ? deviceMemoryOf(t) : t.data;
+  if (t instanceof DeviceTensor) return deviceMemoryOf(t);
+  const { data } = t; // checked, but a caller's own tensor may say something else each time
+  if (!ArrayBuffer.isView(data)) throw new TypeError(`Expected \`data\` to be a typed array, got ${describe(data)}`);
+  return data;
 }
 
 function expectOperand(name: string, value: unknown): Operand & { dtype: DType } {

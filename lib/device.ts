@@ -74,10 +74,7 @@ export class Device {
     return this.#native;
   };
 
-  #prepare(
-    options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions,
-    plan: { native: NativePlan; batch: number } | null,
-  ): PreparedCall {
+  #prepare(options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions, plan: NativePlan | null): PreparedCall {
     expectObject('options', options);
     const ofCache = plan === null && (options.cache ?? options.sequences ?? options.layer) !== undefined;
     return ofCache
@@ -87,7 +84,7 @@ export class Device {
 
   #decode = async (
     options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions,
-    plan: { native: NativePlan; batch: number } | null,
+    plan: NativePlan | null,
   ): Promise<DecodeResult> => {
     const device = this.#open();
     const call = this.#prepare(options, plan);
@@ -101,7 +98,7 @@ export class Device {
 
   #decodeSync = (
     options: DecodeOptions<Tensor | DeviceTensor> | CacheDecodeOptions,
-    plan: { native: NativePlan; batch: number } | null,
+    plan: NativePlan | null,
   ): DecodeResult => {
     const device = this.#open();
     const call = this.#prepare(options, plan);

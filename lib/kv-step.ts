@@ -1,5 +1,5 @@
 // A step: the tokens that an append made room for, and how their K and V get there.
-import { expectApart, prepareTarget } from './decode';
+import { prepareTarget } from './decode';
 import { DTYPE_CODES } from './dtype';
 import type { KvCache, Sequence } from './kv-cache';
 import type { NativeBatch, NativeKvCache } from './native';
@@ -68,20 +68,17 @@ export class Step {
     const rotary = options.rotary === undefined ? null : prepareRotary(options.rotary, headDim);
     const qOut = q === null || options.qOut === undefined ? q : prepareTarget('qOut', options.qOut, q.shape, q.dtype);
     if (q !== null && qOut === q) expectRowsApart(q);
-    else if (q !== null && qOut !== null) {
-      expectApart({ qOut }, isSameMemory(q, qOut) ? { k, v } : { k, v, q });
-    }
     native.write({
       sequences: this.#batch.sequences,
       counts: this.#batch.counts,
       stamp: this.#batch.stamp,
-      numbers: rowNumbers({ k, v, q, qOut }, rotary),
-      inverseFrequencies: rotary?.inverseFrequencies ?? null,
       layer,
       k: k.data,
       v: v.data,
       q: q?.data ?? null,
       qOut: qOut?.data ?? null,
+      inverseFrequencies: rotary?.inverseFrequencies ?? null,
+      numbers: rowNumbers({ k, v, q, qOut }, rotary),
     });
   }
 
@@ -101,25 +98,30 @@ type RowTensor = Pick<Tensor, 'dtype' | 'shape' | 'strides'>;
 // One array for every call: native code reads it before it returns.
 const numbers = new Float64Array(14);
 
-/** Types, strides and rotation of rows, in the order of kRowNumbers in csrc/binding/kv_cache.cpp. */
+/**
+ * Types, strides and rotation of rows, in the order of kRowNumbers in csrc/binding/kv_cache.cpp. The last thing before a
+ * call, and all is read before it is written: tensors may be the caller's code, and make a call of its own.
+ */
 export function rowNumbers(
   { k, v, q, qOut }: { k: RowTensor; v: RowTensor; q: RowTensor | null; qOut: RowTensor | null },
   rotary: Rotary | null,
 ): Float64Array {
-  numbers[0] = DTYPE_CODES[k.dtype];
-  numbers[1] = DTYPE_CODES[v.dtype];
-  numbers[2] = q === null ? 0 : DTYPE_CODES[q.dtype];
-  numbers[3] = k.strides[0];
-  numbers[4] = k.strides[1];
-  numbers[5] = v.strides[0];
-  numbers[6] = v.strides[1];
-  numbers[7] = q?.strides[0] ?? 0;
-  numbers[8] = q?.strides[1] ?? 0;
-  numbers[9] = qOut?.strides[0] ?? 0;
-  numbers[10] = qOut?.strides[1] ?? 0;
-  numbers[11] = q?.shape[1] ?? 0;
-  numbers[12] = rotary?.amplitude ?? 1;
-  numbers[13] = rotary?.pairing ?? 0;
+  numbers.set([
+    DTYPE_CODES[k.dtype],
+    DTYPE_CODES[v.dtype],
+    q === null ? 0 : DTYPE_CODES[q.dtype],
+    k.strides[0],
+    k.strides[1],
+    v.strides[0],
+    v.strides[1],
+    q?.strides[0] ?? 0,
+    q?.strides[1] ?? 0,
+    qOut?.strides[0] ?? 0,
+    qOut?.strides[1] ?? 0,
+    q?.shape[1] ?? 0,
+    rotary?.amplitude ?? 1,
+    rotary?.pairing ?? 0,
+  ]);
   return numbers;
 }
 
@@ -158,8 +160,3 @@ export function expectRowsApart({ shape, strides }: RowTensor): void {
     extent += (shape[axis] - 1) * strides[axis];
   }
 }
-
-const isSameMemory = (a: Tensor, b: Tensor): boolean =>
-  a.data.buffer === b.data.buffer &&
-  a.data.byteOffset === b.data.byteOffset &&
-  a.strides.every((stride, axis) => stride === b.strides[axis]);

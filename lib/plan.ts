@@ -59,7 +59,7 @@ export interface Segment {
 /** What a plan takes from a decode call: the schedule and the lengths are its own. */
 export type PlanTensors = Omit<DecodeOptions<Tensor | DeviceTensor>, keyof ScheduleOptions | 'contextLengths'>;
 
-type Run<T> = (options: DecodeOptions<Tensor | DeviceTensor>, plan: { native: NativePlan; batch: number }) => T;
+type Run<T> = (options: DecodeOptions<Tensor | DeviceTensor>, plan: NativePlan) => T;
 
 /** Made by `device.plan(…)`. */
 export class Plan {
@@ -189,16 +189,12 @@ export class Plan {
 
   /** Like `device.decode`, with this plan's schedule and lengths. */
   decode(tensors: PlanTensors): Promise<DecodeResult> {
-    return this.#run.decode({ ...tensors, contextLengths: this.#lengths }, this.#handle());
+    return this.#run.decode({ ...tensors, contextLengths: this.#lengths }, this.#native);
   }
 
   /** Like `device.decodeSync`, with this plan's schedule and lengths. */
   decodeSync(tensors: PlanTensors): DecodeResult {
-    return this.#run.decodeSync({ ...tensors, contextLengths: this.#lengths }, this.#handle());
-  }
-
-  #handle(): { native: NativePlan; batch: number } {
-    return { native: this.#native, batch: this.#lengths.length };
+    return this.#run.decodeSync({ ...tensors, contextLengths: this.#lengths }, this.#native);
   }
 
   /** For logs: the schedule, and what runs it. */

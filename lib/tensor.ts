@@ -25,7 +25,7 @@ export interface TensorOptions {
 }
 
 /** Strides of a contiguous tensor. */
-export function contiguousStrides(shape: readonly number[]): number[] {
+function contiguousStrides(shape: readonly number[]): number[] {
   const strides = new Array<number>(shape.length);
   let step = 1;
   for (let axis = shape.length - 1; axis >= 0; axis--) {

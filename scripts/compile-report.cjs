@@ -106,8 +106,8 @@ function compile({ file, architecture }) {
     child.on('error', (error) => resolve({ rows: [], failure: `${file}: ${error.message}` }));
     child.on('close', (status) => {
       const seconds = (Date.now() - started) / 1000;
-      const mute = status === 0 && !/\bwarning\b/.test(output);
-      const failure = mute ? undefined : `${file} for sm_${architecture} does not compile as it should:\n${output}`;
+      const clean = status === 0 && !/\bwarning\b/.test(output);
+      const failure = clean ? undefined : `${file} for sm_${architecture} does not compile as it should:\n${output}`;
       resolve({ rows: parse(output, architecture).map((row) => ({ ...row, seconds })), failure });
     });
   });

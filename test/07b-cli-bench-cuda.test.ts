@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
 import { DevicePool, GraphTimer, inProcess, listTrials, measureOverhead, writeSafetensors } from './helpers/cli';
 import { useRehearsedCuda } from './helpers/rehearsed-cuda';
-import { contiguous } from './helpers/small-files';
+import { contiguous, edited, I32, paged } from './helpers/small-files';
 import { expectWellFormed } from './helpers/svg';
 
 const cuda = useRehearsedCuda();
@@ -34,6 +34,8 @@ describe('run', () => {
     const { exitCode, out, err } = await run();
     expect({ exitCode, err }).toEqual({ exitCode: 0, err: `On the CPU, as cuda:0 refused: ${refusal}\n` });
     expect(JSON.parse(out)).toMatchObject({ device: 'cpu' });
+    writeSafetensors(input, edited(paged(), I32('page_table', [2, 3], [4, 0, 5, 1, -7, 999])));
+    expect((await run()).err).toMatch(/^lean-attention: Expected `page_table`[^\n]+\n$/);
     expect(existsSync(output)).toBe(true);
   });
 });

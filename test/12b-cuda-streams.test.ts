@@ -367,7 +367,10 @@ describe('streams', () => {
     const there = place(options);
     stream.upload(options.k, there.k);
     const source = keep(cuda.device.alloc(there.k.shape, { dtype: 'f16' }));
-    expect(() => stream.copy(there.k, there.k.slice(0, 1))).toThrow(RangeError);
+    const three = keep(cuda.device.alloc([3]));
+    expect(() => stream.copy(three.slice(0, 2), three.slice(1, 3))).toThrow(
+      new RangeError('Expected `target` to have memory of its own, got memory that `source` uses too'),
+    );
     stream.copy(source, there.k); // zeros
     const zeroed = {
       ...options,

@@ -84,6 +84,9 @@ describe('steps in a stream', () => {
     using table = cache.createTable({ rows: 2, maxContext: 32 });
     using k = cuda.device.alloc([2, 2, 64], { dtype: 'f16' });
     using v = cuda.device.alloc([2, 2, 64], { dtype: 'f16' });
+    using wide = cuda.device.alloc([2, 4, 64], { dtype: 'f16' });
+    const packed = cuda.device.wrap(wide.pointer, [2, 2, 64], { dtype: 'f16' });
+    const spread = cuda.device.wrap(wide.pointer, [2, 2, 64], { dtype: 'f16', strides: [256, 64, 1] });
     const { launches } = cuda.addon.cudaAlive();
     const sequences = [0, 1, 2].map(() => cache.createSequence());
     cache.append(sequences, [33, 1, 1]);
@@ -106,6 +109,10 @@ describe('steps in a stream', () => {
       [
         () => stream.write({ table, layer: 0, k, v, q: k, qOut: v, rotary: {} }),
         'Expected `qOut` to have memory of its own, got memory that `v` uses too',
+      ],
+      [
+        () => stream.write({ table, layer: 0, k, v, q: spread, qOut: packed, rotary: {} }),
+        'Expected `qOut` to have memory of its own, got memory that `q` uses too',
       ],
       [
         () => stream.write({ table, layer: 0, k, v, q: k, rotary: {} }),

@@ -265,8 +265,9 @@ const writeMistakes: Mistake<WriteOptions>[] = [
   ],
 ];
 
+const filled = Float32Array.from({ length: 400 }, (_, i) => Math.sin(i));
 const rowsWithin = (offset: number, heads: number) =>
-  tensor(memory.subarray(offset), [3, heads, 8], { strides: [64, 8, 1] });
+  tensor(filled.subarray(offset), [3, heads, 8], { strides: [64, 8, 1] });
 test('rows of a fused projection may be rotated in place, and no others that k or v share', () => {
   const sequence = cache.createSequence();
   const step = cache.append([sequence], [3]);
@@ -282,6 +283,26 @@ test('rows of a fused projection may be rotated in place, and no others that k o
     new RangeError('Expected `q` to have memory of its own, got memory that `k` uses too'),
   );
   sequence.free();
+});
+
+test('rows whose memory is named by code that writes too are stored as they are', () => {
+  const [one, two, three] = [1, 2, 3].map(() => cache.createSequence());
+  const plain = { layer: 0, k: rowsWithin(0, 2), v: rowsWithin(16, 2) };
+  cache.append([one], [3]).write(plain);
+  const [written, aside] = [cache.append([two], [3]), cache.append([three], [3])];
+  const packed = tensor(new Float32Array(48), [3, 2, 8]);
+  const named = {
+    ...plain.k,
+    get data() {
+      aside.write({ layer: 0, k: packed, v: packed });
+      return plain.k.data;
+    },
+  };
+  written.write({ ...plain, k: named });
+  const q = tensor(new Float32Array(32).fill(1), [1, 4, 8]);
+  const decode = (sequence: Sequence) => device.decodeSync({ cache, layer: 0, sequences: [sequence], q });
+  expect(decode(two)).toEqual(decode(one));
+  for (const sequence of [one, two, three]) sequence.free();
 });
 
 const rotaryMistakes: Mistake<unknown>[] = [

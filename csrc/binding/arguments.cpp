@@ -79,15 +79,11 @@ void* address(std::span<std::byte> bytes, DType type, const char* name) {
   return bytes.data();
 }
 
-double number(const Napi::Object& object, const char* name) {
+int32_t int32(const Napi::Object& object, const char* name) {
   const Napi::Value value = object.Get(name);
   if (!value.IsNumber()) refuse("Expected " + std::string(name) + " to be a number");
-  return value.As<Napi::Number>().DoubleValue();
+  return to_int32(value.As<Napi::Number>().DoubleValue(), name);
 }
-
-int64_t integer(const Napi::Object& object, const char* name) { return to_integer(number(object, name), name); }
-
-int32_t int32(const Napi::Object& object, const char* name) { return to_int32(number(object, name), name); }
 
 DType dtype(const Napi::Value& value) {
   return to_dtype(value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1.0);

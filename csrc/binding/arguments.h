@@ -1,4 +1,4 @@
-// Reading JavaScript values: views of memory, flat numbers and the one object that describes a decode call.
+// Reading JavaScript values: views of memory, numbers, and the arguments of decode calls.
 #pragma once
 
 #include <napi.h>
@@ -17,8 +17,6 @@ namespace lean::binding {
 // The bytes of a typed array or DataView, its byteOffset honoured; over shared memory too.
 std::span<std::byte> bytes_of(const Napi::Value& value, const char* name);
 
-int64_t integer(const Napi::Object& object, const char* name);
-double number(const Napi::Object& object, const char* name);
 int32_t int32(const Napi::Object& object, const char* name);
 DType dtype(const Napi::Value& value);
 

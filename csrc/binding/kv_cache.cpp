@@ -33,11 +33,12 @@ constexpr const char* kRowNumbers[] = {"kType",          "vType",         "qType
 constexpr const char* kTableNumbers[] = {"rows",     "numKvHeads", "headDim", "kvType",
                                          "numPages", "pageTokens", "maxPages"};
 
-// Rows of K, V and queries as a caller gives them, and how they are rotated. Returns the inverse frequencies, which the
-// parameters point to.
+// Rows of K, V and queries as a caller gives them, and how they are rotated.
 struct RowValues {
   Napi::Value numbers, inverse_frequencies, k, v, q, q_out;
 };
+
+// Returns the inverse frequencies, which the parameters point to.
 template <class MemoryOf>
 std::vector<double> read_rows(const RowValues& values, AppendParams& params, AppendSizes& sizes, MemoryOf memory_of) {
   const auto rows = [&](const Napi::Value& value, const char* name, DType type, size_t& size) {

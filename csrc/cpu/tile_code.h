@@ -159,6 +159,7 @@ struct TileKernel {
   }
 
   // Where rows see different tokens, each by itself: the weight of a token that is not seen is 0, but 0 x NaN is not.
+  // Only a sequence's last tiles are such, so nothing is prefetched.
   LEAN_INLINE void sum_visible() const {
     for (int32_t head = 0; head < fold.heads; ++head)
       for (int32_t row = 0; row < fold.rows; ++row)

@@ -11,7 +11,8 @@ namespace lean::cpu {
 
 namespace {
 
-// What a bundle may be: the run of memory that one token's heads make, and the accumulators that must stay in the L1.
+// What a bundle may be: the run of memory that one token's heads make, and a tile's sums, which must stay in the L1
+// (acc, of the same size, is touched once a tile).
 constexpr int64_t kBundleRunBytes = 4096;
 constexpr int64_t kBundleAccBytes = 16 * 1024;
 

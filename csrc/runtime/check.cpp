@@ -189,7 +189,9 @@ bool share_memory(const Rows& a, const Rows& b, int64_t rows) {
 // Rotated queries are written while others still read K and V.
 void expect_queries_apart(const AppendParams& params, const AppendSizes& sizes) {
   if (!params.q) return;
-  const bool in_place = params.q == params.q_out;
+  const bool same_rows = params.rows == 1 || params.q_strides.row == params.q_out_strides.row;
+  const bool same_heads = params.num_query_heads == 1 || params.q_strides.head == params.q_out_strides.head;
+  const bool in_place = params.q == params.q_out && same_rows && same_heads;
   const Rows target(in_place ? "q" : "qOut", params.q_out, sizes.q_out, params.q_out_strides.row, params.q_type);
   const Rows k("k", params.k, sizes.k, params.k_strides.row, params.k_type);
   const Rows v("v", params.v, sizes.v, params.v_strides.row, params.v_type);

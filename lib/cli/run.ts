@@ -102,7 +102,10 @@ export function openInput(path: string): RunInput {
   }
 }
 
-/** On the device that was asked for; what an automatic choice cannot take, the CPU does, and a sentence says why. */
+/**
+ * On the device that was asked for. What an automatic choice refuses, the CPU may take, and a sentence says why; what is
+ * wrong for both, the CPU says.
+ */
 async function runOn(
   spec: DeviceSpec,
   input: RunInput,
@@ -114,11 +117,12 @@ async function runOn(
     return await runDecode(device, input, settings);
   } catch (error) {
     if (spec !== 'auto' || device.type === 'cpu' || !(error instanceof InputError)) throw error;
+    const done = await runOn('cpu', input, settings, terminal);
     terminal.err(`On the CPU, as ${device.name} refused: ${error.message}\n`);
+    return done;
   } finally {
     device.dispose();
   }
-  return runOn('cpu', input, settings, terminal);
 }
 
 /** The whole of a run but the files. */

@@ -22,9 +22,13 @@ inline constexpr int32_t kScoreStride = kTileTokens + kPadding;
 
 inline int32_t padded(int32_t head_dim) { return (head_dim + kPadding - 1) / kPadding * kPadding; }
 
+// Scores are computed for whole blocks of tokens, of four at most: K has rows past its last, any that may be read.
+inline constexpr int32_t kMaxTokenBlock = 4;
+inline constexpr int32_t kTailRows = kMaxTokenBlock - 1;
+
 // Where the tokens of a LeanTile lie: the address of each token's K and V, of the first KV head that is folded.
 struct TileRows {
-  const char* k[kTileTokens];
+  const char* k[kTileTokens + kTailRows];
   const char* v[kTileTokens];
   int32_t count = 0;
 };
@@ -32,9 +36,9 @@ struct TileRows {
 // Folds the tokens of one LeanTile into the softmax states of all rows of a bundle: one output tile, or several whose
 // KV heads lie side by side in memory, which are then read as one stream.
 struct TileFold {
-  const char* const* k_rows;   // [count] as in TileRows; head h of the bundle starts h x head_bytes further
+  const char* const* k_rows;   // [count + kTailRows] as in TileRows; head h of the bundle starts h x head_bytes further
   const char* const* v_rows;   // [count]
-  const char* const* k_ahead;  // [count] rows to prefetch while K is read: the stream a fixed way ahead
+  const char* const* k_ahead;  // [count + kTailRows] rows to prefetch while K is read: the stream a fixed way ahead
   const char* const* v_ahead;  // [count] the same while V is read
   int32_t count;               // tokens, 1 to kTileTokens
   int32_t heads;

@@ -176,6 +176,7 @@ class Worker {
         rows.v[token] = page_v + slot * params_.v_strides.token * size;
       }
     }
+    std::fill_n(rows.k + rows.count, kTailRows, rows.k[rows.count - 1]);
     return tile;
   }
 
@@ -187,8 +188,8 @@ class Worker {
     const int64_t run_bytes = heads.count() * head_bytes_;
     const auto ahead =
         static_cast<int32_t>(std::clamp<int64_t>(prefetch_bytes_ / run_bytes, kMinPrefetchTokens, kTileTokens));
-    const char* k_ahead[kTileTokens];
-    const char* v_ahead[kTileTokens];
+    const char* k_ahead[kTileTokens + kTailRows];
+    const char* v_ahead[kTileTokens + kTailRows];
     look_ahead(current.k, current.count, current.v, current.count, ahead, k_ahead);
     look_ahead(current.v, current.count, next.k, next.count, ahead, v_ahead);
     TileFold fold;
@@ -211,10 +212,11 @@ class Worker {
     fold_(fold);
   }
 
-  // The stream is read rows first, then `after`; its end, prefetched again and again, stands in for what lies beyond.
+  // For each row, tail included: the stream is read rows first, then `after`; its end, prefetched again and again,
+  // stands in for what lies beyond.
   static void look_ahead(const char* const* rows, int32_t count, const char* const* after, int32_t after_count,
                          int32_t distance, const char** ahead) {
-    for (int32_t token = 0; token < count; ++token) {
+    for (int32_t token = 0; token < count + kTailRows; ++token) {
       const int32_t at = token + distance;
       if (at < count)
         ahead[token] = rows[at];

@@ -1,4 +1,9 @@
-// Tile code for any processor: vectors of four floats that the compiler maps to SSE2, NEON or plain registers.
+// Tile code for any processor: vectors of four floats that the compiler maps to SSE2, NEON or plain registers. Where
+// the language has no words for what AArch64 can do, its intrinsics stand beside.
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "tile_code.h"
 
 namespace lean::cpu {
@@ -11,7 +16,11 @@ typedef int32_t Int4 __attribute__((vector_size(16)));
 struct Portable {
   using F = Float4;
   static constexpr int32_t kLanes = 4;
+#if defined(__aarch64__)
+  static constexpr int32_t kRowBlock = 4;  // 32 registers: 16 sums or weights, 4 K or V vectors, a query or a sum of V
+#else
   static constexpr int32_t kRowBlock = 2;
+#endif
   static constexpr int32_t kTokenBlock = 4;
   static constexpr int32_t kPrefetchBytes = 32 * 1024;
 
@@ -21,7 +30,6 @@ struct Portable {
   static LEAN_INLINE F sub(F a, F b) { return a - b; }
   static LEAN_INLINE F mul(F a, F b) { return a * b; }
   static LEAN_INLINE F max(F a, F b) { return a > b ? a : b; }
-  static LEAN_INLINE F fma(F a, F b, F c) { return a * b + c; }
   static LEAN_INLINE float reduce_add(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static LEAN_INLINE float reduce_max(F a) {
     const float low = a[0] > a[1] ? a[0] : a[1], high = a[2] > a[3] ? a[2] : a[3];
@@ -34,20 +42,33 @@ struct Portable {
     return a;
   }
   template <class T>
-  static LEAN_INLINE F load(const T* p) {
-    return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
-  }
-  template <class T>
   static LEAN_INLINE F load_half(const T*) {
     return zero();  // a head dimension is a multiple of 8: there is no half vector
   }
   static LEAN_INLINE void store(float* p, F a) { memcpy(p, &a, sizeof a); }
 
+#if defined(__aarch64__)
+  static LEAN_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static LEAN_INLINE F load(const Float16* p) { return vcvt_f32_f16(vld1_f16((const __fp16*)p)); }
+  static LEAN_INLINE F load(const BFloat16* p) { return (F)vshll_n_u16(vld1_u16((const uint16_t*)p), 16); }
+  static LEAN_INLINE F totals(const F (&a)[kTokenBlock]) {
+    return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3]));
+  }
+#else
+  static LEAN_INLINE F fma(F a, F b, F c) { return a * b + c; }
+  template <class T>
+  static LEAN_INLINE F load(const T* p) {
+    return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+  }
+  static LEAN_INLINE F totals(const F (&a)[kTokenBlock]) {
+    return F{reduce_add(a[0]), reduce_add(a[1]), reduce_add(a[2]), reduce_add(a[3])};
+  }
+#endif
+
   // The totals of R x 4 vectors, times scale, in R rows.
   template <int32_t R>
   static LEAN_INLINE void store_sums(float* out, const F (&a)[R][kTokenBlock], float scale) {
-    for (int32_t r = 0; r < R; ++r)
-      for (int32_t n = 0; n < kTokenBlock; ++n) out[r * kScoreStride + n] = reduce_add(a[r][n]) * scale;
+    for (int32_t r = 0; r < R; ++r) store(out + r * kScoreStride, totals(a[r]) * set1(scale));
   }
 
   static LEAN_INLINE F exp2(F x) {

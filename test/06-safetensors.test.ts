@@ -1,6 +1,15 @@
 // Safetensors files: what is written reads back, and no header, however wrong, does more than end in a sentence.
 
-import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -75,6 +84,26 @@ describe('what is written reads back', () => {
     writeSafetensors(link, [{ name: 'a', dtype: 'U8', shape: [1], data: Uint8Array.of(7) }]);
     expect(readdirSync(inner).sort()).toEqual(['link', 'target']);
     expect(readFileSync(target).at(-1)).toBe(7);
+  });
+
+  it('follows a link to what is not there yet, and a chain of them', () => {
+    const inner = mkdtempSync(join(folder, 'dangling-'));
+    mkdirSync(join(inner, 'there'));
+    symlinkSync('there/new', join(inner, 'link'));
+    symlinkSync(join(inner, 'link'), join(inner, 'chain'));
+    writeSafetensors(join(inner, 'chain'), [{ name: 'a', dtype: 'U8', shape: [1], data: Uint8Array.of(7) }]);
+    expect(readdirSync(inner).sort()).toEqual(['chain', 'link', 'there']);
+    expect(lstatSync(join(inner, 'link')).isSymbolicLink()).toBe(true);
+    expect(readdirSync(join(inner, 'there'))).toEqual(['new']);
+    symlinkSync('round', join(inner, 'round'));
+    expect(() => writeSafetensors(join(inner, 'round'), [])).toThrow(/to be writable, got: /);
+  });
+
+  it('takes a name as long as the file system does', () => {
+    const inner = mkdtempSync(join(folder, 'long-'));
+    writeSafetensors(join(inner, 'x'.repeat(255)), []);
+    expect(readdirSync(inner)).toEqual(['x'.repeat(255)]);
+    expect(() => writeSafetensors(join(inner, 'x'.repeat(256)), [])).toThrow(/to be writable, got: /);
   });
 
   it('cleans up when it cannot finish', () => {

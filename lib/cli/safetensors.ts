@@ -9,7 +9,9 @@ import {
   closeSync,
   fstatSync,
   fsyncSync,
+  lstatSync,
   openSync,
+  readlinkSync,
   readSync,
   realpathSync,
   renameSync,
@@ -17,6 +19,7 @@ import {
   unlinkSync,
   writeSync,
 } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
 
 import { InputError, quote, reasonOf } from './errors';
 import {
@@ -102,9 +105,9 @@ export function writeSafetensors(
   tensors: readonly TensorToWrite[],
   metadata: Readonly<Record<string, string>> = {},
 ): void {
-  const target = statSync(path, { throwIfNoEntry: false }) === undefined ? path : realpathSync(path);
-  const temporary = `${target}.${process.pid}-${randomBytes(4).toString('hex')}.tmp`;
   naming(path, 'to be writable', () => {
+    const target = linkTarget(path);
+    const temporary = join(dirname(target), `.lean-attention-${process.pid}-${randomBytes(4).toString('hex')}.tmp`);
     const descriptor = openSync(temporary, 'wx');
     let open = true;
     try {
@@ -122,6 +125,13 @@ export function writeSafetensors(
       throw error;
     }
   });
+}
+
+/** What a path names once links are followed; the last one may lead to what is not there yet. */
+function linkTarget(path: string): string {
+  if (statSync(path, { throwIfNoEntry: false }) !== undefined) return realpathSync(path);
+  const isLink = lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink();
+  return isLink ? linkTarget(resolve(realpathSync(dirname(path)), readlinkSync(path))) : path;
 }
 
 function encodeHeader(tensors: readonly TensorToWrite[], metadata: Readonly<Record<string, string>>): Uint8Array {

@@ -206,6 +206,14 @@ describe('every way a header can be wrong has its sentence', () => {
       0,
       'expected metadata `scale` to be a string, got `1`',
     ],
+    [
+      'levels without end',
+      `{"a":${'['.repeat(64)}`,
+      0,
+      'expected the header to have at most 64 levels of brackets, got more',
+    ],
+    ['brackets in a string', `{"${'[{'.repeat(64)}\\"${'['.repeat(64)}":1}`, 0, /to be an object, got `1`/],
+    ['as many levels as are looked at', `{"a":${'['.repeat(63)}`, 0, /to be JSON/],
     ['metadata that is a list', '{"__metadata__":[]}', 0, /`__metadata__` to be an object of strings/],
     ['control characters in a name', '{"a\\u001b[2J\\nb":1}', 0, 'expected tensor `a?[2J?b` to be an object, got `1`'],
   ];

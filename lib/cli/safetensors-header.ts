@@ -33,6 +33,9 @@ export interface Header {
 export const LENGTH_BYTES = 8;
 export const MAX_HEADER_BYTES = 100_000_000;
 
+/** A header has three levels. JSON.parse takes 60 bytes for one, so a file of `[` alone would take far more than it holds. */
+const MAX_LEVELS = 64;
+
 /** The header's length from the first 8 bytes, checked before anything of that size is allocated. */
 export function headerLength(prefix: Uint8Array, fileBytes: number): number {
   if (fileBytes < LENGTH_BYTES || prefix.byteLength < LENGTH_BYTES) {
@@ -59,6 +62,9 @@ export function parseHeader(bytes: Uint8Array, dataBytes: number): Header {
 }
 
 function parseJson(bytes: Uint8Array): object {
+  if (levels(bytes) > MAX_LEVELS) {
+    throw new SafetensorsError(`expected the header to have at most ${MAX_LEVELS} levels of brackets, got more`);
+  }
   let text: string;
   let json: unknown;
   try {
@@ -140,6 +146,19 @@ function checkCoverage(entries: readonly TensorEntry[], dataBytes: number): void
   if (position !== dataBytes) {
     throw new SafetensorsError(`expected the tensors to fill the file's ${dataBytes} bytes of data, got ${position}`);
   }
+}
+
+/** How deep brackets outside strings go; no more is looked at once that is too deep. */
+function levels(json: Uint8Array): number {
+  let [depth, deepest, inString] = [0, 0, false];
+  for (let i = 0; i < json.length && deepest <= MAX_LEVELS; ++i) {
+    const byte = json[i];
+    if (byte === 0x22) inString = !inString;
+    else if (inString) i += byte === 0x5c ? 1 : 0;
+    else if (byte === 0x5b || byte === 0x7b) deepest = Math.max(deepest, ++depth);
+    else if (byte === 0x5d || byte === 0x7d) --depth;
+  }
+  return deepest;
 }
 
 /** The first key that an object holds twice: JSON.parse keeps the last one and says nothing. `json` is well-formed. */

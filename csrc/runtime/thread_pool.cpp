@@ -1,14 +1,22 @@
 #include "thread_pool.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 namespace lean {
 
 namespace {
 
-constexpr std::chrono::microseconds kSpinTime{50};
+using Clock = std::chrono::steady_clock;
+
+// Who waits does so awake at first, for as long as its last work took: a caller that comes back soon, as the layers of
+// a model do, finds the threads awake, and none waits awake for longer than it worked. To wake one takes some 50 us.
+constexpr Clock::duration kLeastSpin = std::chrono::microseconds(50);
+constexpr Clock::duration kMostSpin = std::chrono::milliseconds(1);
+
+Clock::duration spin_after(Clock::time_point work_began) {
+  return std::clamp(Clock::now() - work_began, kLeastSpin, kMostSpin);
+}
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -20,14 +28,14 @@ inline void pause() {
 
 // Spins until `ready` or the time is over; tells which.
 template <class Ready>
-bool spin(Ready ready) {
-  const auto end = std::chrono::steady_clock::now() + kSpinTime;
+bool spin(Clock::duration time, Ready ready) {
+  const auto end = Clock::now() + time;
   do {
     for (int i = 0; i < 64; ++i) {
       if (ready()) return true;
       pause();
     }
-  } while (std::chrono::steady_clock::now() < end);
+  } while (Clock::now() < end);
   return ready();
 }
 
@@ -76,9 +84,10 @@ void ThreadPool::run(int64_t count, Task task) {
   job->task = std::move(task);
   job->caller_takes_part = true;
   if (count > 1) enqueue(job);
+  const auto start = Clock::now();
   work_on(*job, num_threads());
   const auto ended = [&] { return job->finished.load(std::memory_order_acquire) == count; };
-  if (!spin(ended)) {
+  if (!spin(spin_after(start), ended)) {
     std::unique_lock lock(job->mutex);
     job->all_finished.wait(lock, ended);
   }
@@ -116,7 +125,7 @@ bool ThreadPool::work_on(Job& job, int thread) {
   }
 }
 
-ThreadPool::JobPtr ThreadPool::next_job(bool is_spare) {
+ThreadPool::JobPtr ThreadPool::next_job(bool is_spare, Clock::duration spin_time) {
   const auto find = [&]() -> JobPtr {
     while (!jobs_.empty() && jobs_.front()->next.load(std::memory_order_relaxed) >= jobs_.front()->count)
       jobs_.pop_front();  // all its tasks are taken
@@ -131,7 +140,7 @@ ThreadPool::JobPtr ThreadPool::next_job(bool is_spare) {
   if (!is_spare) {
     const uint64_t seen = enqueued_.load(std::memory_order_relaxed);
     lock.unlock();
-    spin([&] { return enqueued_.load(std::memory_order_acquire) != seen; });
+    spin(spin_time, [&] { return enqueued_.load(std::memory_order_acquire) != seen; });
     lock.lock();
   }
   (is_spare ? wake_spare_ : wake_).wait(lock, [&] { return (job = find()) || closing_; });
@@ -141,8 +150,11 @@ ThreadPool::JobPtr ThreadPool::next_job(bool is_spare) {
 void ThreadPool::thread_main(int thread) {
   // The caller of run() stands in for thread 0, which would only take a core from the others.
   const bool is_spare = thread == 0;
-  while (const JobPtr job = next_job(is_spare)) {
+  auto spin_time = kLeastSpin;
+  while (const JobPtr job = next_job(is_spare, spin_time)) {
+    const auto start = Clock::now();
     if (work_on(*job, thread) && job->done) job->done(take_error(*job));
+    spin_time = spin_after(start);
   }
 }
 

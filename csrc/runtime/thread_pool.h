@@ -1,10 +1,11 @@
 // A persistent thread pool: jobs wait in line, each is a number of tasks that any thread may take.
 //
-// Threads that find nothing to do spin for a moment, because decode calls follow each other within microseconds, and
-// then sleep, because a barrier that only spins stalls for a scheduler's slice when another process takes the core.
+// Threads that find nothing to do spin for about as long as they worked, because decode calls follow each other soon,
+// and then sleep, because a barrier that only spins stalls for a scheduler's slice when another process takes the core.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -55,7 +56,8 @@ class ThreadPool {
   void enqueue(const JobPtr& job);
   static std::exception_ptr take_error(Job& job);
   bool work_on(Job& job, int thread);  // takes tasks until none is left; true: it ended the job's last one
-  JobPtr next_job(bool is_spare);      // waits; null: the pool is closing
+  // Waits, spinning for so long first; null: the pool is closing.
+  JobPtr next_job(bool is_spare, std::chrono::steady_clock::duration spin_time);
   void thread_main(int thread);
 
   std::mutex mutex_;  // guards jobs_ and closing_

@@ -62,6 +62,16 @@ LEAN_HD inline Output output_at(const TileMap& map, int64_t tile) {
   return output_of(map, low, static_cast<int32_t>((tile - map.first_tile[low]) / tiles));
 }
 
+// The output tile after `output`; there is one. Mostly a few additions: this is what a walk over many output tiles
+// pays.
+LEAN_HD inline Output next_output(const TileMap& map, const Output& output) {
+  if (output.kv_head + 1 < map.num_kv_heads)
+    return {output.sequence, output.kv_head + 1, output.end, output.end + (output.end - output.begin)};
+  const int32_t sequence = output.sequence + 1;
+  if (map.first_tile[sequence + 1] == output.end) return output_at(map, output.end);  // empty sequences are skipped
+  return output_of(map, sequence, 0);
+}
+
 struct TileRange {
   int64_t begin;
   int64_t end;
@@ -164,15 +174,15 @@ LEAN_HD inline int64_t snap_cut(const Schedule& schedule, const Output& output, 
   return cut;
 }
 
-LEAN_HD inline int64_t cut(const Schedule& schedule, const TileMap& map, int64_t worker) {
+LEAN_HD inline int64_t lean_cut(const Schedule& schedule, const TileMap& map, int64_t worker) {
   const int64_t even = even_cut(schedule, worker);
   if (schedule.snap == 0 || even == schedule.num_tiles) return even;
   return snap_cut(schedule, output_at(map, even), even);
 }
 
-// The workers that contribute to an output tile, first and last, in closed form: the even owners of its first and last
-// tile, corrected where a cut inside it moved to its edge.
-LEAN_HD inline TileRange contributors(const Schedule& schedule, const Output& output) {
+// The workers that contribute to an output tile, in closed form: from the even owner of its first tile to that of its
+// last one, corrected where a cut inside it moved to its edge.
+LEAN_HD inline TileRange lean_contributors(const Schedule& schedule, const Output& output) {
   int64_t first = even_owner(schedule, output.begin);
   int64_t last = even_owner(schedule, output.end - 1);
   if (first < last && snap_cut(schedule, output, even_cut(schedule, first + 1)) == output.begin) ++first;
@@ -182,9 +192,10 @@ LEAN_HD inline TileRange contributors(const Schedule& schedule, const Output& ou
 
 // ---- All strategies -----------------------------------------------------------------------------------------------
 
-// The tiles of a worker, in the global order.
-LEAN_HD inline TileRange worker_range(const Schedule& schedule, const TileMap& map, int64_t worker) {
-  if (schedule.strategy == Strategy::kLean) return {cut(schedule, map, worker), cut(schedule, map, worker + 1)};
+// Where a worker's range begins. It ends where the next worker's begins; that of `num_workers` is the end of all tiles.
+LEAN_HD inline int64_t cut(const Schedule& schedule, const TileMap& map, int64_t worker) {
+  if (worker == schedule.num_workers) return schedule.num_tiles;
+  if (schedule.strategy == Strategy::kLean) return lean_cut(schedule, map, worker);
   const int64_t index = worker / schedule.num_splits;
   const Output output =
       output_of(map, static_cast<int32_t>(index / map.num_kv_heads), static_cast<int32_t>(index % map.num_kv_heads));
@@ -192,44 +203,61 @@ LEAN_HD inline TileRange worker_range(const Schedule& schedule, const TileMap& m
   const int64_t tiles = output.end - output.begin;
   const int64_t splits = tiles < schedule.num_splits ? tiles : schedule.num_splits;
   const int64_t split = worker % schedule.num_splits;
-  if (split >= splits) return {output.begin, output.begin};
-  return {output.begin + split * tiles / splits, output.begin + (split + 1) * tiles / splits};
+  return split < splits ? output.begin + split * tiles / splits : output.end;
 }
 
-// The segment of `range` that begins at its tile `begin`.
-LEAN_HD inline Segment segment_at(const Schedule& schedule, const TileMap& map, TileRange range, int64_t begin) {
-  const Output output = output_at(map, begin);
-  const int64_t end = range.end < output.end ? range.end : output.end;
+// The tiles of a worker, in the global order.
+LEAN_HD inline TileRange worker_range(const Schedule& schedule, const TileMap& map, int64_t worker) {
+  return {cut(schedule, map, worker), cut(schedule, map, worker + 1)};
+}
+
+// The workers that contribute to an output tile.
+LEAN_HD inline TileRange contributors(const Schedule& schedule, const TileMap& map, const Output& output) {
+  if (schedule.strategy == Strategy::kLean) return lean_contributors(schedule, output);
   const int64_t tiles = output.end - output.begin;
-  TileRange workers;
-  if (schedule.strategy == Strategy::kLean) {
-    workers = contributors(schedule, output);
-  } else {
-    workers.begin = (int64_t{output.sequence} * map.num_kv_heads + output.kv_head) * schedule.num_splits;
-    workers.end = workers.begin + (tiles < schedule.num_splits ? tiles : schedule.num_splits);
-  }
-  return {output.sequence, output.kv_head, begin - output.begin,       end - output.begin,
-          tiles,           workers.begin,  workers.end - workers.begin};
+  const int64_t first = (int64_t{output.sequence} * map.num_kv_heads + output.kv_head) * schedule.num_splits;
+  return {first, first + (tiles < schedule.num_splits ? tiles : schedule.num_splits)};
 }
 
 // The work of one worker, segment by segment:  for (WorkCursor work(…); work.next(segment);) …
 class WorkCursor {
  public:
   LEAN_HD WorkCursor(const Schedule& schedule, const TileMap& map, int64_t worker)
-      : schedule_(schedule), map_(map), range_(worker_range(schedule, map, worker)), tile_(range_.begin) {}
+      : WorkCursor(schedule, map, worker, worker_range(schedule, map, worker)) {}
+
+  // The same, where the worker's range is known.
+  LEAN_HD WorkCursor(const Schedule& schedule, const TileMap& map, int64_t worker, TileRange range)
+      : schedule_(schedule),
+        map_(map),
+        worker_(worker),
+        range_(range),
+        output_(range_.begin < range_.end ? output_at(map, range_.begin) : Output{}) {}
 
   LEAN_HD bool next(Segment& segment) {
-    if (tile_ >= range_.end) return false;
-    segment = segment_at(schedule_, map_, range_, tile_);
-    tile_ += segment.end - segment.begin;
+    if (range_.begin >= range_.end) return false;
+    const int64_t begin = range_.begin;
+    const int64_t end = range_.end < output_.end ? range_.end : output_.end;
+    // Only a range's first and last segment can be partials, so only these need to know who else contributes.
+    const bool covers = begin == output_.begin && end == output_.end;
+    const TileRange workers = covers ? TileRange{worker_, worker_ + 1} : contributors(schedule_, map_, output_);
+    segment = {output_.sequence,
+               output_.kv_head,
+               begin - output_.begin,
+               end - output_.begin,
+               output_.end - output_.begin,
+               workers.begin,
+               workers.end - workers.begin};
+    range_.begin = end;
+    if (end < range_.end) output_ = next_output(map_, output_);
     return true;
   }
 
  private:
   const Schedule& schedule_;
   const TileMap& map_;
-  TileRange range_;
-  int64_t tile_;
+  int64_t worker_;
+  TileRange range_;  // what is left
+  Output output_;    // in which it begins
 };
 
 }  // namespace lean

@@ -20,37 +20,38 @@ class RowTile {
   static constexpr int kDimPairs = K::kHeadDim / 16;  // blocks of 16 dims
   static constexpr int kBlocks = kStepTokens / 16;    // blocks of 16 tokens
 
-  // Begins a segment: loads the query rows [16 m_tile, …) of the output tile's block, zeros past its rows, and empties
-  // the states. All computing threads; collective.
-  LEAN_DEVICE void begin(const DecodeParams& decode, int32_t sequence, int32_t kv_head, int32_t context_length,
-                         const RowBlock& block, int m_tile, const SharedMemory<K>& shared) {
+  // For the query rows [16 m_tile, …) of a row block. Past its rows the first one is taken again: nobody reads what
+  // becomes of it.
+  LEAN_DEVICE RowTile(const DecodeParams& decode, const RowBlock& block, int m_tile) {
     scale_ = decode.scale * kLog2E;
-    all_visible_ = visible_tokens(decode, context_length, 0);
-    const int lane = opaque(lane_index());
-    const bool writes = warp_index() == m_tile;  // one of the warps that share this M tile, where they share its rows
-    char* const shared_tile = shared.query() + m_tile * kMmaRows * K::kPitch;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int32_t row = half * 8 + lane / 4;
-      const int32_t block_row = m_tile * kMmaRows + row;
-      const bool present = block_row < block.count;
-      const QueryRow query = query_row(decode, kv_head, block.first + (present ? block_row : 0));
-      visible_[half] = visible_tokens(decode, context_length, query.query);
-      const int64_t offset = query_offset(decode, sequence, query);
-#pragma unroll
-      for (int i = 0; i < 2 * kDimPairs; ++i) {
-        const int dim = i * 8 + 2 * (lane % 4);
-        const uint32_t pair = present && dim < decode.head_dim ? load_pair(decode, offset + dim) : 0;
-        if constexpr (!K::kQueryInShared)
-          q_[i / 2][i % 2 * 2 + half] = pair;
-        else if (writes)
-          *reinterpret_cast<uint32_t*>(shared_tile + row * K::kPitch + dim * 2) = pair;
-      }
-      state_[half] = SoftmaxState{};
+      const int32_t block_row = m_tile * kMmaRows + half * 8 + lane_index() / 4;
+      const QueryRow row = query_row(decode, 0, block.first + (block_row < block.count ? block_row : 0));
+      query_[half] = row.query;
+      offset_[half] = query_offset(decode, 0, row) + 2 * (lane_index() % 4);
     }
+  }
+
+  // Begins a segment: loads its query rows and empties the states. All computing threads; collective.
+  LEAN_DEVICE void begin(const DecodeParams& decode, const Segment& segment, int32_t context_length, int m_tile,
+                         const SharedMemory<K>& shared) {
+    all_visible_ = visible_tokens(decode, context_length, 0);
+    const int64_t first = query_offset(decode, segment.sequence, {0, segment.kv_head * decode.group_size()});
+    char* const shared_tile = shared.query() + m_tile * kMmaRows * K::kPitch;
+    if (decode.q_type == DType::kF32)
+      load_rows<float>(decode, first, shared_tile, m_tile);
+    else
+      load_rows<uint16_t>(decode, first, shared_tile, m_tile);
     if constexpr (K::kQueryInShared) {
+      const int lane = opaque(lane_index());
       query_rows_ = shared_address(shared_tile) + lane % 16 * K::kPitch + lane / 16 * 16;
       sync_named(K::kComputeBarrier, compute_threads(shared.config));
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      visible_[half] = visible_tokens(decode, context_length, query_[half]);
+      state_[half] = SoftmaxState{};
     }
 #pragma unroll
     for (int i = 0; i < 2 * kDimPairs; ++i)
@@ -85,11 +86,30 @@ class RowTile {
 
  private:
   // Two neighbouring query elements as a register of the A operand; float32 queries are rounded to K's type.
-  LEAN_DEVICE static uint32_t load_pair(const DecodeParams& decode, int64_t offset) {
-    if (decode.q_type != DType::kF32)
-      return *reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(decode.q) + offset);
-    const Float2 pair = *reinterpret_cast<const Float2*>(static_cast<const float*>(decode.q) + offset);
-    return pack_pair<Element>(pair.x, pair.y);
+  LEAN_DEVICE static uint32_t load_pair(const uint16_t* pair) { return *reinterpret_cast<const uint32_t*>(pair); }
+  LEAN_DEVICE static uint32_t load_pair(const float* pair) {
+    const Float2 both = *reinterpret_cast<const Float2*>(pair);
+    return pack_pair<Element>(both.x, both.y);
+  }
+
+  // The lane's part of the query rows, whose output tile's first one begins at element `first` of q; zeros past the
+  // tensors' head dim.
+  template <class Stored>
+  LEAN_DEVICE void load_rows(const DecodeParams& decode, int64_t first, char* shared_tile, int m_tile) {
+    const bool writes = warp_index() == m_tile;  // one of the warps that share this M tile, where they share its rows
+    const int lane = opaque(lane_index());
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Stored* const row = static_cast<const Stored*>(decode.q) + first + offset_[half];
+#pragma unroll
+      for (int i = 0; i < 2 * kDimPairs; ++i) {
+        const uint32_t pair = i * 8 < decode.head_dim ? load_pair(row + i * 8) : 0;
+        if constexpr (!K::kQueryInShared)
+          q_[i / 2][i % 2 * 2 + half] = pair;
+        else if (writes)
+          *reinterpret_cast<uint32_t*>(shared_tile + (half * 8 + lane / 4) * K::kPitch + i * 16 + lane % 4 * 4) = pair;
+      }
+    }
   }
 
   LEAN_DEVICE void multiply_keys(float (&scores)[2 * kBlocks][4], SharedAddress k_rows) {
@@ -187,6 +207,8 @@ class RowTile {
 
   uint32_t q_[K::kQueryInShared ? 1 : kDimPairs][4];  // the A operand, block of dims by block
   SharedAddress query_rows_;                          // or where the lane finds it
+  int64_t offset_[2];  // where the lane's part of a row begins in q, from the output tile's first row on
+  int32_t query_[2];   // which query of its sequence a row is
   float acc_[2 * kDimPairs][4];
   SoftmaxState state_[2];
   int32_t visible_[2];   // tokens that the lane's rows see

@@ -1,8 +1,9 @@
 // The end of a segment inside a CTA: the warps' softmax states become one, and that goes to the output or to a slot.
 //
 // Each warp holds the state of its own tokens. The warps agree on every row's maximum through shared memory, scale
-// their acc to it, and sum in the order of the warps: 16 dims at a time, so that the space is small and the copies in
-// flight for the next segment keep theirs.
+// their acc to it, and sum in the order of the warps: a slice of 4 rows (of each M tile) and 64 dims at a time, so that
+// the space is small and the copies in flight for the next segment keep theirs. Slices without rows are left out, and
+// what a row needs besides is worked out once, not by every thread: a worker may end a segment every few tiles.
 #pragma once
 
 #include "attend.h"
@@ -23,90 +24,104 @@ class Combine {
         warp_(thread_ / kWarpLanes) {}
 
   // Stores the output tile that the segment covers, or else its partial in `slot`. All computing threads; collective.
+  // On return reads of the last slice may go on, which no one writes before the next barrier.
   LEAN_DEVICE void run(RowTile<K>& rows, const Segment& segment, const PartialSlot<K>& slot) const {
-    const bool whole = segment.covers_output();
     share_states(rows);
-    int64_t targets[kItems] = {};
-    float normalise[kItems] = {};
-#pragma unroll
-    for (int item = 0; item < kItems; ++item) {
-      const int32_t row = item_row(item);
-      if (row >= block_.count) continue;
-      const SoftmaxState state = row_state(row);
-      const Finish result = finish(state);
-      targets[item] = output_row(decode_, segment.sequence, query_row(decode_, segment.kv_head, block_.first + row));
-      normalise[item] = result.normalise;
-      if (thread_ % 4 != 0) continue;
+    sync();
+    if (thread_ < block_.count) end_row(thread_, segment, slot);
+    sync();
+    const bool whole = segment.covers_output();
+    combine(rows, [&](int32_t row, int32_t dim, Float4 acc) {
+      const RowEnd& end = shared_.row_end(row);
       if (whole)
-        store_global(decode_.lse + targets[item], result.lse);
+        store_output(decode_, end.target, dim, end.normalise * acc);
       else
-        store_global(slot.state(row), Float2{state.m, state.l});
-    }
-    combine(rows, [&](int item, int32_t dim, Float4 acc) {
-      if (whole)
-        store_output(decode_, targets[item], dim, normalise[item] * acc);
-      else
-        store_global(slot.acc(item_row(item), dim), acc);
+        store_global(slot.acc(row, dim), acc);
     });
   }
 
  private:
-  // A thread finishes four dims of a slice, of `kItems` rows at most: the same rows in every slice. There is an M tile
-  // a warp at most.
-  static constexpr int kItems = kMmaRows * (kSliceDims / 4) / kWarpLanes;
+  static constexpr int kDimSlices = (K::kHeadDim + kSliceDims - 1) / kSliceDims;
+  static constexpr int kRowSlices = kMmaRows / kSliceRows;
+  static constexpr int kSliceQuads = kSliceDims / 4;
 
-  LEAN_DEVICE int32_t item_row(int item) const { return thread_ / 4 + item * (compute_threads(shared_.config) / 4); }
+  LEAN_DEVICE void sync() const { sync_named(K::kComputeBarrier, compute_threads(shared_.config)); }
 
   // All warps' states of all rows, in shared memory.
   LEAN_DEVICE void share_states(RowTile<K>& rows) const {
     rows.end();
-    if (lane_ % 4 == 0) {
+    if (lane_ % 4 != 0) return;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) shared_.states(warp_)[half * 8 + lane_ / 4] = rows.state(half);
-    }
-    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
+    for (int half = 0; half < 2; ++half) shared_.states(warp_)[half * 8 + lane_ / 4] = rows.state(half);
   }
 
-  // The merged state of a row of the block, over the warps that hold its M tile, in their order.
-  LEAN_DEVICE SoftmaxState row_state(int32_t row) const {
+  // Merges the states of a row over the warps that hold its M tile, in their order. By one thread a row.
+  LEAN_DEVICE void end_row(int32_t row, const Segment& segment, const PartialSlot<K>& slot) const {
     SoftmaxState state;
+#pragma unroll 1
     for (int warp = row / kMmaRows; warp < shared_.config.warps; warp += block_.m_tiles)
       state = merge(state, shared_.states(warp)[row % kMmaRows]).state;
-    return state;
+    const Finish result = finish(state);
+    const int64_t target =
+        output_row(decode_, segment.sequence, query_row(decode_, segment.kv_head, block_.first + row));
+    shared_.row_end(row) = {state.m, result.normalise, target};
+    if (segment.covers_output())
+      store_global(decode_.lse + target, result.lse);
+    else
+      store_global(slot.state(row), Float2{state.m, state.l});
   }
 
-  // Sums the warps' acc slice by slice; `store(item, dim, acc)` takes four dims of the thread's item. On return all
-  // reads of the shared memory are over but those of the last slice, which no one writes before the next barrier.
+  // Sums the warps' acc; `store(row, dim, acc)` takes four dims of a row of the block.
   template <class Store>
   LEAN_DEVICE void combine(const RowTile<K>& rows, const Store& store) const {
-    const int m_tile = warp_ % block_.m_tiles;
+    const int32_t first_row = warp_ % block_.m_tiles * kMmaRows + lane_ / 4;  // the lane's rows: this, and 8 further on
     float scale[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int32_t row = m_tile * kMmaRows + half * 8 + lane_ / 4;
-      scale[half] = rescale_factor(rows.state(half).m, row_state(row).m);
+      const int32_t row = first_row + half * 8;
+      scale[half] = row < block_.count ? rescale_factor(rows.state(half).m, shared_.row_end(row).m) : 0.0f;
     }
+#pragma unroll 1
+    for (int slice = 0; slice < kRowSlices * kDimSlices; ++slice) {
+      const int row_slice = slice / kDimSlices, dim_slice = slice % kDimSlices;
+      if (row_slice * kSliceRows >= block_.count) break;  // the first M tile has the most rows
+      if (slice > 0) sync();                              // the slice before has been read
+      if (lane_ / 4 / kSliceRows == row_slice % 2) write_slice(rows, scale, row_slice / 2, dim_slice);
+      sync();
+      sum_slice(row_slice, dim_slice, store);
+    }
+  }
+
+  // The lane's part of a slice. Registers are named at compile time, so there is code for each half and slice of dims.
+  LEAN_DEVICE void write_slice(const RowTile<K>& rows, const float (&scale)[2], int row_half, int dim_slice) const {
+    float* const target = shared_.slice(warp_) + lane_ / 4 % kSliceRows * kSlicePitch + lane_ % 4 * 2;
 #pragma unroll
-    for (int slice = 0; slice < K::kHeadDim / kSliceDims; ++slice) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int half = i / 2, block = i % 2;
-        const Float2 acc = rows.acc(slice * 2 + block, half);
-        float* target = shared_.slice(warp_) + (half * 8 + lane_ / 4) * kSlicePitch + block * 8 + lane_ % 4 * 2;
-        *reinterpret_cast<Float2*>(target) = Float2{scale[half] * acc.x, scale[half] * acc.y};
+      for (int dims = 0; dims < kDimSlices; ++dims) {
+        if (half != row_half || dims != dim_slice) continue;
+#pragma unroll
+        for (int block = 0; block < kSliceDims / 8; ++block) {
+          if (dims * kSliceDims + block * 8 >= K::kHeadDim) continue;
+          const Float2 acc = rows.acc(dims * (kSliceDims / 8) + block, half);
+          *reinterpret_cast<Float2*>(target + block * 8) = Float2{scale[half] * acc.x, scale[half] * acc.y};
+        }
       }
-      sync_named(K::kComputeBarrier, compute_threads(shared_.config));
-#pragma unroll
-      for (int item = 0; item < kItems; ++item) {
-        const int32_t row = item_row(item);
-        if (row >= block_.count) continue;
-        Float4 sum{0, 0, 0, 0};
-        for (int warp = row / kMmaRows; warp < shared_.config.warps; warp += block_.m_tiles)
-          sum = sum +
-                *reinterpret_cast<const Float4*>(shared_.slice(warp) + row % kMmaRows * kSlicePitch + thread_ % 4 * 4);
-        store(item, slice * kSliceDims + thread_ % 4 * 4, sum);
-      }
-      sync_named(K::kComputeBarrier, compute_threads(shared_.config));
+    }
+  }
+
+  template <class Store>
+  LEAN_DEVICE void sum_slice(int row_slice, int dim_slice, const Store& store) const {
+    for (int i = thread_; i < block_.m_tiles * kSliceRows * kSliceQuads; i += compute_threads(shared_.config)) {
+      const int m_tile = i / (kSliceRows * kSliceQuads), slice_row = i / kSliceQuads % kSliceRows;
+      const int32_t row = m_tile * kMmaRows + row_slice * kSliceRows + slice_row;
+      const int32_t dim = dim_slice * kSliceDims + i % kSliceQuads * 4;
+      if (row >= block_.count || dim >= K::kHeadDim) continue;
+      Float4 sum{0, 0, 0, 0};
+      for (int warp = m_tile; warp < shared_.config.warps; warp += block_.m_tiles)
+        sum =
+            sum + *reinterpret_cast<const Float4*>(shared_.slice(warp) + slice_row * kSlicePitch + i % kSliceQuads * 4);
+      store(row, dim, sum);
     }
   }
 

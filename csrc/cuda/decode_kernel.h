@@ -44,15 +44,10 @@ struct DecodeKernel {
 
     if constexpr (K::kBulk) prepare_bulk_ring<K>(params, shared);
     if (!params.first_tile) build_tile_map(params, shared.first_tile(), shared.warp_totals());
+    if (thread_index() < kWarpLanes) find_work(params, worker, shared);
+    sync_cta();
     const TileMap& map = shared.work()->map;
     const Schedule& schedule = shared.work()->schedule;
-    if (thread_index() == 0) {
-      shared.work()->map = {params.first_tile ? params.first_tile : shared.first_tile(), decode.batch,
-                            decode.num_kv_heads};
-      shared.work()->schedule = make_schedule(params, map);
-      if (worker < schedule.num_workers) new (shared.work()->start) WorkCursor(schedule, map, worker);
-    }
-    sync_cta();
     if (worker == 0 && cta_index_y() == 0) check_context_lengths(params);
     write_empty_outputs<K>(decode, map, block);
     if (worker >= schedule.num_workers) return;
@@ -71,6 +66,23 @@ struct DecodeKernel {
   }
 
  private:
+  // The schedule, and the worker's place in it. One warp; a lane for each end of the worker's range, because finding
+  // one is a chain of divisions.
+  LEAN_DEVICE static void find_work(const Params& params, int64_t worker, const SharedMemory<K>& shared) {
+    SharedWork& work = *shared.work();
+    const TileMap map{params.first_tile ? params.first_tile : shared.first_tile(), params.decode.batch,
+                      params.decode.num_kv_heads};
+    const Schedule schedule = make_schedule(params, map);
+    const int lane = lane_index();
+    const bool works = worker < schedule.num_workers;
+    const int64_t end = works && lane < 2 ? cut(schedule, map, worker + lane) : 0;
+    const TileRange range{shuffle(end, 0), shuffle(end, 1)};
+    if (lane != 0) return;
+    work.map = map;
+    work.schedule = schedule;
+    if (works) new (work.start) WorkCursor(work.schedule, work.map, worker, range);
+  }
+
   // The call's parameters, for code at the ends of a segment: group sizes and divisions that follow from them are
   // worked out there, instead of living in registers through the tile loop.
   LEAN_DEVICE static DecodeParams per_segment(DecodeParams decode) {
@@ -93,11 +105,11 @@ struct DecodeKernel {
     const Segment& segment = shared.work()->segment;
     if (thread_index() == 0)
       new (shared.work()->cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(shared.work()->start));
+    RowTile<K> rows(params.decode, block, group.m_tile);
     while (next_segment(shared)) {
       const DecodeParams decode = per_segment(params.decode);
       const int32_t length = context_length(params, segment.sequence);
-      RowTile<K> rows;
-      rows.begin(decode, segment.sequence, segment.kv_head, length, block, group.m_tile, shared);
+      rows.begin(decode, segment, length, group.m_tile, shared);
       const int32_t end = static_cast<int32_t>(segment.end);
       for (int32_t tile = static_cast<int32_t>(segment.begin); tile < end; ++tile) {
         const SharedAddress k_rows = tiles.acquire();

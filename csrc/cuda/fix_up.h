@@ -21,20 +21,21 @@ namespace lean {
 inline constexpr int64_t kMergeBytesPerNs = 64;
 inline constexpr int64_t kLevelNs = 2000;
 
-// Contributors of a first-level group; num_contributors itself: one level.
+// log2 of the number of contributors in a first-level group. A group that holds them all: one level.
 // Two levels read (group + num_groups) partials one after the other, least when both are near the square root.
 // Worked examples, slots of 4 KB (8 rows of 128 dims): 264 contributors cost 264 * 4160 / 64 = 17,160 ns at one level
-// and (32 + 9) * 4160 / 64 + 2000 = 4,665 ns at two, so groups of 32; 33 contributors cost 2,145 and 2,845 ns, so one
+// and (32 + 9) * 4160 / 64 + 2000 = 4,665 ns at two, so groups of 32; 33 contributors cost 2,145 and 2,925 ns, so one
 // level.
-LEAN_HD constexpr int64_t fix_up_group(int64_t num_contributors, int64_t slot_bytes) {
-  int64_t group = 1;
-  while (group * group < num_contributors) group *= 2;
-  const int64_t num_groups = (num_contributors + group - 1) / group;
-  const int64_t one_level = num_contributors * slot_bytes / kMergeBytesPerNs;
-  const int64_t two_levels = (group + num_groups) * slot_bytes / kMergeBytesPerNs + kLevelNs;
-  return two_levels < one_level ? group : num_contributors;
+LEAN_HD constexpr int fix_up_group_log2(int64_t num_contributors, int64_t slot_bytes) {
+  int root = 0;
+  while (int64_t{1} << 2 * root < num_contributors) ++root;
+  const int64_t group = int64_t{1} << root;
+  const int64_t num_groups = (num_contributors + group - 1) >> root;
+  const bool two_levels =
+      (group + num_groups) * slot_bytes + kLevelNs * kMergeBytesPerNs < num_contributors * slot_bytes;
+  return two_levels ? root : 2 * root;
 }
-static_assert(fix_up_group(264, 4160) == 32 && fix_up_group(33, 4160) == 33);
+static_assert(fix_up_group_log2(264, 4160) == 5 && 1 << fix_up_group_log2(33, 4160) >= 33);
 
 template <class K>
 class FixUp {
@@ -56,16 +57,17 @@ class FixUp {
   // CTA was the last one.
   LEAN_DEVICE void arrive(const Segment& segment, int64_t index) const {
     const int64_t count = segment.num_contributors;
-    const int64_t group = fix_up_group(count, workspace_.slot_size * int64_t{sizeof(float)});
-    Members members{index / group * group, count, 1};
+    const int log2 = fix_up_group_log2(count, workspace_.slot_size * int64_t{sizeof(float)});
+    const int64_t group = int64_t{1} << log2;
+    Members members{index & -group, count, 0};
     if (count - members.begin > group) members.end = members.begin + group;
-    for (bool whole = group == count;; whole = true) {
+    for (bool whole = group >= count;; whole = true) {
       const int64_t leader = partial_slot(segment.first_worker, members.begin);
       if (!is_last(whole ? workspace_.output_counter(leader) : workspace_.group_counter(leader), members.count()))
         return;
       merge_members(segment, members, whole);
       if (whole) return;
-      members = {0, count, group};
+      members = {0, count, log2};
     }
   }
 
@@ -74,9 +76,10 @@ class FixUp {
   struct Members {
     int64_t begin;
     int64_t end;
-    int64_t stride;
+    int log2_stride;
 
-    LEAN_DEVICE int64_t count() const { return (end - begin + stride - 1) / stride; }
+    LEAN_DEVICE int64_t stride() const { return int64_t{1} << log2_stride; }
+    LEAN_DEVICE int64_t count() const { return (end - begin + stride() - 1) >> log2_stride; }
   };
 
   struct Partial {
@@ -84,7 +87,7 @@ class FixUp {
     Float4 acc;
   };
   static constexpr int kQuads = K::kHeadDim / 4;
-  static constexpr int kReadAhead = 4;  // partials requested at once
+  static constexpr int kReadAhead = 8;  // partials requested at once: a power of two
 
   // Counts this CTA's arrival, after all its threads' stores; true for the last of `count`, which then sees
   // everybody's.
@@ -96,26 +99,34 @@ class FixUp {
     return *shared_.flag() != 0;
   }
 
-  // Four dims of one row, merged over the members in their order.
+  LEAN_DEVICE static Partial merge_two(const Partial& a, const Partial& b) {
+    const Merge both = merge(a.state, b.state);
+    return {both.state, both.weight_a * a.acc + both.weight_b * b.acc};
+  }
+
+  LEAN_DEVICE static Partial load(const PartialSlot<K>& slot, int32_t row, int32_t dim) {
+    const Float2 state = load_global(slot.state(row));
+    return {{state.x, state.y}, load_global(slot.acc(row, dim))};
+  }
+
+  // Four dims of one row, merged over the members in their order: several are read at once, and merged two by two, so
+  // that neither reads nor merges wait for each other.
   LEAN_DEVICE Partial merge_partials(const Segment& segment, const Members& members, int32_t row, int32_t dim) const {
-    Partial merged{{}, {0, 0, 0, 0}};
+    constexpr Partial kNothing{{}, {0, 0, 0, 0}};
+    Partial merged = kNothing;
 #pragma unroll 1
-    for (int64_t i = members.begin; i < members.end; i += kReadAhead * members.stride) {
-      Float2 states[kReadAhead];
-      Float4 accs[kReadAhead];
+    for (int64_t first = members.begin; first < members.end; first += kReadAhead * members.stride()) {
+      Partial next[kReadAhead];
 #pragma unroll
-      for (int ahead = 0; ahead < kReadAhead; ++ahead) {
-        if (i + ahead * members.stride >= members.end) continue;
-        const PartialSlot<K> partial = slot(segment, i + ahead * members.stride);
-        states[ahead] = load_global(partial.state(row));
-        accs[ahead] = load_global(partial.acc(row, dim));
+      for (int i = 0; i < kReadAhead; ++i) {
+        const int64_t member = first + i * members.stride();
+        next[i] = member < members.end ? load(slot(segment, member), row, dim) : kNothing;
       }
 #pragma unroll
-      for (int ahead = 0; ahead < kReadAhead; ++ahead) {
-        if (i + ahead * members.stride >= members.end) continue;
-        const Merge both = merge(merged.state, {states[ahead].x, states[ahead].y});
-        merged = {both.state, both.weight_a * merged.acc + both.weight_b * accs[ahead]};
-      }
+      for (int width = 1; width < kReadAhead; width *= 2)
+#pragma unroll
+        for (int i = 0; i < kReadAhead; i += 2 * width) next[i] = merge_two(next[i], next[i + width]);
+      merged = merge_two(merged, next[0]);
     }
     return merged;
   }

@@ -76,12 +76,12 @@ LEAN_DEVICE void produce(const KernelParams& params, const SharedMemory<K>& shar
 
   RingPosition position;
   for (bool more = look_up_next(); more; position.advance(shared.config.stages)) {
-    RowOffsets offsets[kRowsPerLane];
+    RowPair pairs[kRowsPerLane];
     int num_valid = 0;
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
-      offsets[i] = rows[i].offsets(params);
-      num_valid += count_bits(ballot(offsets[i].k >= 0));
+      pairs[i] = rows[i].rows(params);
+      num_valid += count_bits(ballot(pairs[i].k != nullptr));
     }
     more = look_up_next();
 
@@ -91,7 +91,7 @@ LEAN_DEVICE void produce(const KernelParams& params, const SharedMemory<K>& shar
     if (num_valid < tile_tokens) {
 #pragma unroll
       for (int i = 0; i < kRowsPerLane; ++i) {
-        if (offsets[i].k >= 0 || row_of(i) >= tile_tokens) continue;
+        if (pairs[i].k != nullptr || row_of(i) >= tile_tokens) continue;
         char* const k_row = stage + offset_of(row_of(i));
         for (int chunk = 0; chunk < K::kHeadDim / 8; ++chunk) {
           *reinterpret_cast<Float4*>(k_row + chunk * 16) = Float4{0, 0, 0, 0};
@@ -105,11 +105,10 @@ LEAN_DEVICE void produce(const KernelParams& params, const SharedMemory<K>& shar
     sync_warp();  // the bytes are announced before any copy starts
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
-      if (offsets[i].k < 0) continue;
+      if (pairs[i].k == nullptr) continue;
       const SharedAddress k_row = shared_address(stage) + offset_of(row_of(i));
-      copy_bulk(k_row, static_cast<const Element*>(decode.k) + offsets[i].k, row_bytes, full, policy);
-      copy_bulk(k_row + kStepTokens * K::kPitch, static_cast<const Element*>(decode.v) + offsets[i].v, row_bytes, full,
-                policy);
+      copy_bulk(k_row, pairs[i].k, row_bytes, full, policy);
+      copy_bulk(k_row + kStepTokens * K::kPitch, pairs[i].v, row_bytes, full, policy);
     }
   }
 }

@@ -76,22 +76,23 @@ class AsyncRing {
   // Starts to copy this warp's share of the tile that was looked up, as one group, and looks up the tile after it.
   LEAN_DEVICE void copy_next() {
     if (more_) {
-      using Element = typename K::Element;
-      const DecodeParams& decode = params_.decode;
-      const RowOffsets own = rows_.offsets(params_);
+      const int lane = lane_index();
+      RowPair* const step_rows = shared_.step_rows(warp_index());
+      sync_warp();  // the rows of the step before are no longer read
+      if (lane < kStepTokens) step_rows[lane] = rows_.rows(params_);
+      sync_warp();
       const SharedAddress k_rows = stage_address(refill_) + group_.copy_step * K::kStepBytes;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int place = i % kPeriod * kWarpLanes + lane_index();
+        const int place = i % kPeriod * kWarpLanes + lane;
         const int row = i / kPeriod * kPeriodRows + place / kRowChunks;
         const int chunk = place % kRowChunks;
-        const int64_t k = shuffle(own.k, row);
-        const int64_t v = shuffle(own.v, row);
-        const bool valid = k >= 0 && chunk * 8 < decode.head_dim;
+        const RowPair source = step_rows[row];
+        const bool valid = source.k != nullptr && chunk * 8 < params_.decode.head_dim;
         const SharedAddress target = k_rows + row * K::kPitch + chunk * 16;
-        copy_async_16(target, static_cast<const Element*>(decode.k) + (valid ? k + chunk * 8 : 0), valid, policy_);
-        copy_async_16(target + kStepTokens * K::kPitch,
-                      static_cast<const Element*>(decode.v) + (valid ? v + chunk * 8 : 0), valid, policy_);
+        copy_async_16(target, valid ? source.k + chunk * 16 : params_.decode.k, valid, policy_);
+        copy_async_16(target + kStepTokens * K::kPitch, valid ? source.v + chunk * 16 : params_.decode.v, valid,
+                      policy_);
       }
       refill_ = next_stage(refill_);
       look_up_next();

@@ -75,13 +75,7 @@ class TileWalk {
   int32_t segment_end_ = 0;
 };
 
-// Where a token's rows of K and V begin, in elements; negative: the token has none, it counts as zeros.
-struct RowOffsets {
-  int64_t k = -1;
-  int64_t v = -1;
-};
-
-// One token's rows, found in two steps: look_up() starts to read the page table, offsets() needs the answer. A tile's
+// One token's rows, found in two steps: look_up() starts to read the page table, rows() needs the answer. A tile's
 // work lies between the two, and hides the latency.
 class TokenRows {
  public:
@@ -94,19 +88,22 @@ class TokenRows {
     kv_head_ = place.kv_head;
   }
 
-  LEAN_DEVICE RowOffsets offsets(const KernelParams& params) const {
+  LEAN_DEVICE RowPair rows(const KernelParams& params) const {
     const DecodeParams& decode = params.decode;
     if (!valid_) return {};
     if (page_ < 0 || page_ >= decode.num_pages) {
       atomic_or_relaxed(params.status, kStatusBadPage);
       return {};
     }
-    return {row_offset(decode.k_strides), row_offset(decode.v_strides)};
+    return {row(decode.k, decode.k_strides), row(decode.v, decode.v_strides)};
   }
 
  private:
-  LEAN_DEVICE int64_t row_offset(const CacheStrides& strides) const {
-    return page_ * strides.page + token_in_page_ * strides.token + kv_head_ * strides.head;
+  static constexpr int64_t kElementBytes = 2;  // f16, bf16
+
+  LEAN_DEVICE const char* row(const void* cache, const CacheStrides& strides) const {
+    return static_cast<const char*>(cache) +
+           kElementBytes * (page_ * strides.page + token_in_page_ * strides.token + kv_head_ * strides.head);
   }
 
   bool valid_ = false;

@@ -28,14 +28,17 @@ LEAN_DEVICE int64_t sequence_tiles(const KernelParams& params, int32_t sequence)
 // Everybody sees the result on return.
 LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* first_tile, int64_t* warp_totals) {
   const int32_t batch = params.decode.batch;
-  const int64_t run = (batch + num_threads() - 1) / num_threads();
-  const int64_t limit = thread_index() * run + run;
-  const int32_t begin = static_cast<int32_t>(limit - run < batch ? limit - run : batch);
-  const int32_t end = static_cast<int32_t>(limit < batch ? limit : batch);
+  const uint32_t threads = num_threads();
+  const int32_t run = static_cast<int32_t>((static_cast<uint32_t>(batch) + threads - 1) / threads);
+  const int64_t first = int64_t{thread_index()} * run;
+  const int32_t begin = static_cast<int32_t>(first < batch ? first : batch);
+  const int32_t end = batch - begin < run ? batch : begin + run;
 
   int64_t sum = 0;
+#pragma unroll 1
   for (int32_t i = begin; i < end; ++i) sum += sequence_tiles(params, i);
   int64_t inclusive = sum;
+#pragma unroll 1
   for (int delta = 1; delta < kWarpLanes; delta *= 2) {
     const int64_t before = shuffle_up(inclusive, delta);
     if (lane_index() >= delta) inclusive += before;
@@ -45,7 +48,9 @@ LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* first_tile,
   sync_cta();
 
   int64_t tile = inclusive - sum;
+#pragma unroll 1
   for (int w = 0; w < warp; ++w) tile += warp_totals[w];
+#pragma unroll 1
   for (int32_t i = begin; i < end; ++i) {
     first_tile[i] = tile;
     tile += sequence_tiles(params, i);

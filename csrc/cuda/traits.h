@@ -45,6 +45,21 @@ struct SharedWork {
 };
 static_assert(sizeof(SharedWork) <= kSharedWorkBytes);
 
+// Where a query row stands at the end of a segment, worked out by one thread for all.
+struct RowEnd {
+  float m;          // its maximum over all warps
+  float normalise;  // what its acc, measured against m, is multiplied by
+  int64_t target;   // its row of `out` and `lse`
+};
+static_assert(sizeof(RowEnd) == kRowEndBytes);
+
+// Where a token's rows of K and V lie; null: the token has none, it counts as zeros.
+struct alignas(16) RowPair {
+  const char* k = nullptr;
+  const char* v = nullptr;
+};
+static_assert(sizeof(RowPair) == kRowPairBytes);
+
 // The CTA's shared memory, carved in one place.
 template <class K>
 struct SharedMemory {
@@ -63,7 +78,11 @@ struct SharedMemory {
   LEAN_DEVICE SoftmaxState* states(int warp) const {
     return reinterpret_cast<SoftmaxState*>(of_warp(warp) + kWarpStates);
   }
+  LEAN_DEVICE RowEnd& row_end(int32_t row) const {  // of the row block
+    return reinterpret_cast<RowEnd*>(of_warp(row / kMmaRows) + kWarpRowEnds)[row % kMmaRows];
+  }
   LEAN_DEVICE char* walk(int warp) const { return of_warp(warp) + kWarpWalk; }
+  LEAN_DEVICE RowPair* step_rows(int warp) const { return reinterpret_cast<RowPair*>(of_warp(warp) + kWarpRows); }
   LEAN_DEVICE char* ring() const { return base + ring_offset(config); }
 
  private:
@@ -86,6 +105,8 @@ struct RowBlock {
   }
 };
 
+LEAN_DEVICE int log2_of_power(int power) { return count_bits(static_cast<uint32_t>(power) - 1); }
+
 // What a computing warp has to do with every tile, with the other warps of its token group (see kv_ring.h).
 struct TokenGroup {
   int index;
@@ -96,8 +117,10 @@ struct TokenGroup {
   int copy_step;   // the step that it copies; negative: none
 
   LEAN_DEVICE static TokenGroup of_warp(const RowBlock& block, const KernelConfig& config) {
-    const int index = warp_index() / block.m_tiles, m_tile = warp_index() % block.m_tiles;
-    const int steps = block.m_tiles * config.tile_tokens / (config.warps * kStepTokens);
+    // All counts are powers of two: their quotients are shifts.
+    const int index = warp_index() >> log2_of_power(block.m_tiles);
+    const int m_tile = warp_index() & (block.m_tiles - 1);
+    const int steps = block.m_tiles * (config.tile_tokens / kStepTokens) >> log2_of_power(config.warps);
     const int first = index * steps;
     const int from_last = block.m_tiles - 1 - m_tile;  // the last warps copy: theirs are the empty M tiles
     return {index,

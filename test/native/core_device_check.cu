@@ -27,7 +27,7 @@ __global__ void walk(Schedule schedule, TileMap map, DecodeParams params, int64_
     const Finish finished = finish(merge(state, sink_state(sees ? 0.0f : 1.0f)).state);
     params.lse[at] = finished.lse;
     static_cast<T*>(params.out)[query_offset(params, segment.sequence, row)] = from_float<T>(finished.normalise);
-    slots[worker] += page_index(params, segment.sequence, 0) + contributors(schedule, output_at(map, 0)).begin;
+    slots[worker] += page_index(params, segment.sequence, 0) + contributors(schedule, map, output_at(map, 0)).begin;
   }
 }
 

@@ -93,6 +93,9 @@ void check_schedule(const Schedule& schedule, const TileMap& map) {
         CHECK_EQUAL(worker, found.front().worker + static_cast<int64_t>(index));
       }
       CHECK_EQUAL(next, output.end - output.begin);
+      const TileRange workers = contributors(schedule, map, output);
+      CHECK_EQUAL(workers.begin, found.front().worker);
+      CHECK_EQUAL(workers.end, found.back().worker + 1);
     }
   }
 }
@@ -245,11 +248,11 @@ TEST(schedule_a_million_long_sequences_do_not_overflow) {
       CHECK_EQUAL(range.begin, next);
       CHECK(range.begin < range.end);
       next = range.end;
-      // The segments at both ends, with their contributors.
+      // The output tiles at both ends, with their contributors.
       for (const int64_t tile : {range.begin, range.end - 1}) {
-        const Segment segment = segment_at(schedule, map, range, std::max(range.begin, output_at(map, tile).begin));
-        CHECK(segment.first_worker <= worker && worker < segment.first_worker + segment.num_contributors);
-        CHECK(segment.num_contributors <= 2);
+        const TileRange workers = contributors(schedule, map, output_at(map, tile));
+        CHECK(workers.begin <= worker && worker < workers.end);
+        CHECK(workers.end - workers.begin <= 2);
       }
       if (!snap) CHECK_EQUAL(even_owner(schedule, range.end - 1), worker);
     }

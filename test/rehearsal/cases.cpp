@@ -225,6 +225,9 @@ std::vector<Case> decode_grid() {
       Case c;
       c.variant = variant, c.workers = 2, c.contexts = {64 * 41, 64 * 43}, c.next_contexts = {64 * 43, 64 * 41};
       add("cuts that move", c);
+      // The same behind an output tile of two workers, and before one.
+      c.workers = 3, c.contexts = {64 * 81, 64 * 39}, c.next_contexts = {64 * 39, 64 * 81};
+      add("cuts that move", c);
     }
     // Two levels with a last group of one partial, and of several.
     for (const int workers : {65, 100}) {

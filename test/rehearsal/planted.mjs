@@ -104,11 +104,25 @@ export const plantedBugs = [
   {
     name: 'a missing barrier before the slices are written again',
     file: 'cuda/combine.h',
-    find: `        store(item, slice * kSliceDims + thread_ % 4 * 4, sum);
-      }
-      sync_named(K::kComputeBarrier, compute_threads(shared_.config));`,
-    replace: `        store(item, slice * kSliceDims + thread_ % 4 * 4, sum);
-      }`,
+    find: 'if (slice > 0) sync();',
+    replace: '',
+    build: 'race',
+    says: /race/,
+  },
+  {
+    name: "a row's end used before it is written",
+    file: 'cuda/combine.h',
+    find: `end_row(thread_, segment, slot);
+    sync();`,
+    replace: 'end_row(thread_, segment, slot);',
+    build: 'race',
+    says: /race|nobody/,
+  },
+  {
+    name: "a step's rows changed while they are read",
+    file: 'cuda/kv_ring.h',
+    find: 'sync_warp();  // the rows of the step before are no longer read',
+    replace: '',
     build: 'race',
     says: /race/,
   },
@@ -198,8 +212,8 @@ export const plantedBugs = [
   {
     name: 'idle workers counted as contributors',
     file: 'core/schedule.h',
-    find: 'workers.end = workers.begin + (tiles < schedule.num_splits ? tiles : schedule.num_splits);',
-    replace: 'workers.end = workers.begin + schedule.num_splits;',
+    find: 'first + (tiles < schedule.num_splits ? tiles : schedule.num_splits)}',
+    replace: 'first + schedule.num_splits}',
     build: 'fast',
     says: /counter \d+ is left/,
   },
@@ -223,8 +237,8 @@ export const plantedBugs = [
   {
     name: "V found by K's strides",
     file: 'cuda/kv_rows.h',
-    find: 'row_offset(decode.v_strides)',
-    replace: 'row_offset(decode.k_strides)',
+    find: 'row(decode.v, decode.v_strides)',
+    replace: 'row(decode.v, decode.k_strides)',
     build: 'fast',
     says: /out of/,
   },

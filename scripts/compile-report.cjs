@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-// Compiles every CUDA kernel instance and prints what the assembler made of it: registers, spills, stack, shared memory.
+// Compiles every CUDA kernel instance and prints what the assembler made of it: registers, spills, stack, shared memory,
+// and the bytes of its code, 16 an instruction: what a launch and a segment cost beside their tiles follows from these.
 // Exit code 1: an instance spills registers or uses local memory, takes more registers than the launch configurations of
 // the table leave it, does not compile, or not without a warning.
 //   node scripts/compile-report.cjs [--arch 80,90a] [--all] [--only f16_128] [--json FILE]
@@ -7,7 +8,7 @@
 'use strict';
 
 const { spawn, spawnSync } = require('node:child_process');
-const { mkdtempSync, readdirSync, rmSync, writeFileSync } = require('node:fs');
+const { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 
@@ -66,13 +67,28 @@ function readTable() {
   return JSON.parse(table);
 }
 
-function parse(output, architecture) {
+// Bytes of each kernel's code, by its mangled name: the sections .text.NAME of an ELF file of 64 bits.
+function codeSizes(cubin) {
+  const elf = readFileSync(cubin);
+  const [table, entry, count, names] = [elf.readBigUInt64LE(40), ...[58, 60, 62].map((at) => elf.readUInt16LE(at))];
+  const sections = Array.from({ length: count }, (_, i) => elf.subarray(Number(table) + i * entry));
+  const [offset, size] = [24, 32].map((at) => (section) => Number(section.readBigUInt64LE(at)));
+  const name = (section) => {
+    const start = offset(sections[names]) + section.readUInt32LE(0);
+    return elf.toString('latin1', start, elf.indexOf(0, start));
+  };
+  return new Map(sections.map((section) => [name(section).replace('.text.', ''), size(section)]));
+}
+
+function parse(output, architecture, code) {
   const rows = [];
   for (const block of output.split(/Compiling entry function /).slice(1)) {
     const number = (pattern) => Number(pattern.exec(block)?.[1] ?? 0);
+    const mangled = /^'([^']+)'/.exec(block)[1];
     const row = {
       architecture,
-      ...kernelName(/^'([^']+)'/.exec(block)[1]),
+      ...kernelName(mangled),
+      codeBytes: code.get(mangled),
       registers: number(/Used (\d+) registers/),
       spillStores: number(/(\d+) bytes spill stores/),
       spillLoads: number(/(\d+) bytes spill loads/),
@@ -84,8 +100,9 @@ function parse(output, architecture) {
   return rows;
 }
 
-function compile({ file, architecture }) {
+function compile({ file, architecture }, directory) {
   return new Promise((resolve) => {
+    const cubin = path.join(directory, `${file}-${architecture}.cubin`);
     const code = `arch=compute_${architecture},code=sm_${architecture}`;
     const args = [
       '-std=c++20',
@@ -96,7 +113,7 @@ function compile({ file, architecture }) {
       '-Xptxas',
       '-v',
       '-o',
-      '/dev/null',
+      cubin,
       path.join(folder, file),
     ];
     const started = Date.now();
@@ -108,7 +125,8 @@ function compile({ file, architecture }) {
       const seconds = (Date.now() - started) / 1000;
       const clean = status === 0 && !/\bwarning\b/.test(output);
       const failure = clean ? undefined : `${file} for sm_${architecture} does not compile as it should:\n${output}`;
-      resolve({ rows: parse(output, architecture).map((row) => ({ ...row, seconds })), failure });
+      const sizes = status === 0 ? codeSizes(cubin) : new Map();
+      resolve({ rows: parse(output, architecture, sizes).map((row) => ({ ...row, seconds })), failure });
     });
   });
 }
@@ -118,14 +136,16 @@ async function main() {
   const work = architectures.flatMap((architecture) => files.map((file) => ({ file, architecture })));
   const rows = [];
   const failures = [];
+  const directory = mkdtempSync(path.join(os.tmpdir(), 'compile-report-'));
   const worker = async () => {
     for (let next = work.shift(); next; next = work.shift()) {
-      const { rows: more, failure } = await compile(next);
+      const { rows: more, failure } = await compile(next, directory);
       rows.push(...more);
       if (failure) failures.push(failure);
     }
   };
   await Promise.all(Array.from({ length: os.availableParallelism() }, worker));
+  rmSync(directory, { recursive: true });
 
   rows.sort(
     (a, b) =>
@@ -134,15 +154,15 @@ async function main() {
       a.type.localeCompare(b.type) ||
       a.headDim - b.headDim,
   );
-  const widths = [8, 13, 6, 9, 9, 6, 9, 9, 9, 15, 15];
+  const widths = [8, 13, 6, 9, 9, 6, 9, 9, 8, 9, 15, 15];
   const line = (cells) => cells.map((cell, i) => (i < 3 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('');
-  const head = ['arch', 'variant', 'type', 'head dim', 'threads', 'regs', 'spill B', 'stack B', 'CTAs/SM'];
+  const head = ['arch', 'variant', 'type', 'head dim', 'threads', 'regs', 'spill B', 'stack B', 'code B', 'CTAs/SM'];
   console.log(line([...head, 'shared B', 'in flight B']));
   for (const row of rows) {
     row.configs = table.filter((c) => variants[c.variant] === row.variant && c.headDim === row.headDim);
     const each = (name) => row.configs.map((config) => config[name]).join(' ');
     const spilled = row.spillStores + row.spillLoads;
-    const numbers = [row.headDim || '', each('threads'), row.registers, spilled, row.stack];
+    const numbers = [row.headDim || '', each('threads'), row.registers, spilled, row.stack, row.codeBytes];
     numbers.push(each('ctasPerSm'), each('sharedBytes'), each('bytesInFlight'));
     const cells = [`sm_${row.architecture}`, row.variant, row.type, ...numbers.map(String)];
     console.log(line(cells));

@@ -48,8 +48,8 @@ LEAN_HD inline Output output_of(const TileMap& map, int32_t sequence, int32_t kv
   return {sequence, kv_head, begin + kv_head * tiles, begin + (kv_head + 1) * tiles};
 }
 
-// The output tile that holds global tile `tile`: binary search over sequences, empty ones are skipped.
-LEAN_HD inline Output output_at(const TileMap& map, int64_t tile) {
+// The sequence that holds global tile `tile`: binary search, which passes over empty ones.
+LEAN_HD inline int32_t sequence_at(const TileMap& map, int64_t tile) {
   int32_t low = 0, high = map.batch;  // first_tile[low] <= tile < first_tile[high]
   while (high - low > 1) {
     const int32_t middle = low + (high - low) / 2;
@@ -58,8 +58,15 @@ LEAN_HD inline Output output_at(const TileMap& map, int64_t tile) {
     else
       high = middle;
   }
-  const int64_t tiles = (map.first_tile[low + 1] - map.first_tile[low]) / map.num_kv_heads;
-  return output_of(map, low, static_cast<int32_t>((tile - map.first_tile[low]) / tiles));
+  return low;
+}
+
+// The output tile that holds global tile `tile`.
+LEAN_HD inline Output output_at(const TileMap& map, int64_t tile) {
+  const int32_t sequence = sequence_at(map, tile);
+  const int64_t begin = map.first_tile[sequence];
+  const int64_t tiles = (map.first_tile[sequence + 1] - begin) / map.num_kv_heads;
+  return output_of(map, sequence, static_cast<int32_t>((tile - begin) / tiles));
 }
 
 // The output tile after `output`; there is one. Mostly a few additions: this is what a walk over many output tiles
@@ -67,8 +74,8 @@ LEAN_HD inline Output output_at(const TileMap& map, int64_t tile) {
 LEAN_HD inline Output next_output(const TileMap& map, const Output& output) {
   if (output.kv_head + 1 < map.num_kv_heads)
     return {output.sequence, output.kv_head + 1, output.end, output.end + (output.end - output.begin)};
-  const int32_t sequence = output.sequence + 1;
-  if (map.first_tile[sequence + 1] == output.end) return output_at(map, output.end);  // empty sequences are skipped
+  int32_t sequence = output.sequence + 1;
+  if (map.first_tile[sequence + 1] == output.end) sequence = sequence_at(map, output.end);  // it is empty
   return output_of(map, sequence, 0);
 }
 

@@ -33,10 +33,13 @@ class RowTile {
     }
   }
 
-  // Begins a segment: loads its query rows and empties the states. All computing threads; collective.
-  LEAN_DEVICE void begin(const DecodeParams& decode, const Segment& segment, int32_t context_length, int m_tile,
-                         const SharedMemory<K>& shared) {
+  // Loads the query rows of a segment. Beside the states of the segment before, which stay until clear(). All computing
+  // threads, none of which attends; collective.
+  LEAN_DEVICE void load_query(const DecodeParams& decode, const Segment& segment, int32_t context_length, int m_tile,
+                              const SharedMemory<K>& shared) {
     all_visible_ = visible_tokens(decode, context_length, 0);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) visible_[half] = visible_tokens(decode, context_length, query_[half]);
     const int64_t first = query_offset(decode, segment.sequence, {0, segment.kv_head * decode.group_size()});
     char* const shared_tile = shared.query() + m_tile * kMmaRows * K::kPitch;
     if (decode.q_type == DType::kF32)
@@ -48,11 +51,12 @@ class RowTile {
       query_rows_ = shared_address(shared_tile) + lane % 16 * K::kPitch + lane / 16 * 16;
       sync_named(K::kComputeBarrier, compute_threads(shared.config));
     }
+  }
+
+  // Empties the states: nothing attended to yet.
+  LEAN_DEVICE void clear() {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      visible_[half] = visible_tokens(decode, context_length, query_[half]);
-      state_[half] = SoftmaxState{};
-    }
+    for (int half = 0; half < 2; ++half) state_[half] = SoftmaxState{};
 #pragma unroll
     for (int i = 0; i < 2 * kDimPairs; ++i)
 #pragma unroll

@@ -23,7 +23,7 @@ constexpr int architecture_class(Variant variant) {
 // read of K and V. The first row that holds all query rows is taken, or the last one, several times over.
 inline constexpr int kNumConfigs = 12;
 inline constexpr KernelConfig kConfigs[kNumClasses][kNumConfigs] = {
-    // Compact. At least 30 KB in flight; an RTX 3090 needs 936 GB/s x 0.7 us / 82 SMs = 8 KB. A CTA keeps 10.5 KB for
+    // Compact. At least 30 KB in flight; an RTX 3090 needs 936 GB/s x 0.7 us / 82 SMs = 8 KB. A CTA keeps 11 KB for
     // itself, so 99 KB hold two stages of head dim 128 (34 KB each) or four of head dim 64 (18 KB), one of which is
     // always being computed. Tiles of 32 tokens would have 68 KB in flight, for twice as many waits a token: a launch
     // can ask for them, and which is faster has not been measured.

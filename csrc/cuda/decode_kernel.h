@@ -46,28 +46,22 @@ struct DecodeKernel {
     if (!params.first_tile) build_tile_map(params, shared.first_tile(), shared.warp_totals());
     if (thread_index() < kWarpLanes) find_work(params, worker, shared);
     sync_cta();
-    const TileMap& map = shared.work()->map;
-    const Schedule& schedule = shared.work()->schedule;
-    if (worker == 0 && cta_index_y() == 0) check_context_lengths(params);
-    write_empty_outputs<K>(decode, map, block);
-    if (worker >= schedule.num_workers) return;
-    const TokenGroup group = TokenGroup::of_warp(block, shared.config);  // of a warp that computes
     if constexpr (K::kBulk) {
       if (warp_index() == shared.config.warps) {
         produce<K>(params, shared);
       } else {
         BulkRing<K> tiles(shared);
-        compute(params, worker, shared, block, group, tiles);
+        compute(params, worker, shared, block, tiles);
       }
     } else {
-      AsyncRing<K> tiles(params, shared, group);
-      compute(params, worker, shared, block, group, tiles);
+      AsyncRing<K> tiles(params, shared, TokenGroup::of_warp(block, shared.config));
+      compute(params, worker, shared, block, tiles);
     }
   }
 
  private:
-  // The schedule, and the worker's place in it. One warp; a lane for each end of the worker's range, because finding
-  // one is a chain of divisions.
+  // The schedule, and the worker's place in it: an empty range for a CTA beyond the schedule's workers. One warp; a
+  // lane for each end of the range, because finding one is a chain of divisions.
   LEAN_DEVICE static void find_work(const Params& params, int64_t worker, const SharedMemory<K>& shared) {
     SharedWork& work = *shared.work();
     const TileMap map{params.first_tile ? params.first_tile : shared.first_tile(), params.decode.batch,
@@ -80,7 +74,7 @@ struct DecodeKernel {
     if (lane != 0) return;
     work.map = map;
     work.schedule = schedule;
-    if (works) new (work.start) WorkCursor(work.schedule, work.map, worker, range);
+    new (work.start) WorkCursor(work.schedule, work.map, worker, range);
   }
 
   // The call's parameters, for code at the ends of a segment: group sizes and divisions that follow from them are
@@ -91,25 +85,46 @@ struct DecodeKernel {
   }
 
   // The worker's next segment, the same for all computing threads; false: there is none.
-  LEAN_DEVICE static bool next_segment(const SharedMemory<K>& shared) {
-    sync_named(K::kComputeBarrier, compute_threads(shared.config));  // nobody reads the last one any more
-    if (thread_index() == 0)
-      *shared.flag() = reinterpret_cast<WorkCursor*>(shared.work()->cursor)->next(shared.work()->segment);
+  LEAN_DEVICE static bool next_segment(const SharedMemory<K>& shared, Segment& segment) {
+    sync_named(K::kComputeBarrier, compute_threads(shared.config));  // nobody reads the one before the last any more
+    if (thread_index() == 0) *shared.flag() = reinterpret_cast<WorkCursor*>(shared.work()->cursor)->next(segment);
     sync_named(K::kComputeBarrier, compute_threads(shared.config));
     return *shared.flag() != 0;
   }
 
+  // Beside the end of a segment live the next one's query rows. Where a producer warp or large heads take the registers
+  // that this needs, the end comes first.
+  static constexpr bool kEarlyQuery = !K::kBulk && !K::kQueryInShared;
+
+  // Each turn looks up a segment and asks for its query rows, ends the segment before it, while these come, and attends
+  // to its tiles.
   template <class Ring>
   LEAN_DEVICE static void compute(const KernelParams& params, int64_t worker, const SharedMemory<K>& shared,
-                                  const RowBlock& block, const TokenGroup& group, Ring& tiles) {
-    const Segment& segment = shared.work()->segment;
+                                  const RowBlock& block, Ring& tiles) {
+    // Copies are on their way: time for what nobody waits for.
+    if (worker == 0 && cta_index_y() == 0) check_context_lengths(params, compute_threads(shared.config));
+    write_empty_outputs<K>(params.decode, shared.work()->map, block, compute_threads(shared.config));
     if (thread_index() == 0)
       new (shared.work()->cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(shared.work()->start));
+    const TokenGroup group = TokenGroup::of_warp(block, shared.config);
     RowTile<K> rows(params.decode, block, group.m_tile);
-    while (next_segment(shared)) {
+    bool attended = false;
+    for (int turn = 0;; turn ^= 1) {
       const DecodeParams decode = per_segment(params.decode);
-      const int32_t length = context_length(params, segment.sequence);
-      rows.begin(decode, segment, length, group.m_tile, shared);
+      const auto end_last = [&] {
+        if (attended) end_segment(params, decode, worker, shared, block, rows, shared.work()->segments[turn ^ 1]);
+      };
+      if constexpr (!kEarlyQuery) end_last();
+      Segment& segment = shared.work()->segments[turn];
+      const bool more = next_segment(shared, segment);
+      int32_t length = 0;
+      if (more) {
+        length = context_length(params, segment.sequence);
+        rows.load_query(decode, segment, length, group.m_tile, shared);
+      }
+      if constexpr (kEarlyQuery) end_last();
+      if (!more) return;
+      rows.clear();
       const int32_t end = static_cast<int32_t>(segment.end);
       for (int32_t tile = static_cast<int32_t>(segment.begin); tile < end; ++tile) {
         const SharedAddress k_rows = tiles.acquire();
@@ -121,12 +136,18 @@ struct DecodeKernel {
         }
         tiles.release();
       }
-      const FixUp<K> fix_up(params, decode, block, shared);
-      const int64_t index = worker - segment.first_worker;
-      const Combine<K> combine(decode, block, shared);
-      combine.run(rows, segment, fix_up.slot(segment, index));
-      if (!segment.covers_output()) fix_up.arrive(segment, index);
+      attended = true;
     }
+  }
+
+  LEAN_DEVICE static void end_segment(const KernelParams& params, const DecodeParams& decode, int64_t worker,
+                                      const SharedMemory<K>& shared, const RowBlock& block, RowTile<K>& rows,
+                                      const Segment& segment) {
+    const FixUp<K> fix_up(params, decode, block, shared);
+    const int64_t index = worker - segment.first_worker;
+    const Combine<K> combine(decode, block, shared);
+    combine.run(rows, segment, fix_up.slot(segment, index));
+    if (!segment.covers_output()) fix_up.arrive(segment, index);
   }
 };
 

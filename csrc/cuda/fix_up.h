@@ -113,6 +113,7 @@ class FixUp {
   // that neither reads nor merges wait for each other.
   LEAN_DEVICE Partial merge_partials(const Segment& segment, const Members& members, int32_t row, int32_t dim) const {
     constexpr Partial kNothing{{}, {0, 0, 0, 0}};
+    const int64_t first_worker = segment.first_worker;  // once: the segment lies in memory that loads may change
     Partial merged = kNothing;
 #pragma unroll 1
     for (int64_t first = members.begin; first < members.end; first += kReadAhead * members.stride()) {
@@ -120,12 +121,13 @@ class FixUp {
 #pragma unroll
       for (int i = 0; i < kReadAhead; ++i) {
         const int64_t member = first + i * members.stride();
-        next[i] = member < members.end ? load(slot(segment, member), row, dim) : kNothing;
+        next[i] = member < members.end ? load(workspace_.slot(partial_slot(first_worker, member)), row, dim) : kNothing;
       }
 #pragma unroll
       for (int width = 1; width < kReadAhead; width *= 2)
 #pragma unroll
-        for (int i = 0; i < kReadAhead; i += 2 * width) next[i] = merge_two(next[i], next[i + width]);
+        for (int i = 0; i < kReadAhead; i += 2 * width)
+          if (first + (i + width) * members.stride() < members.end) next[i] = merge_two(next[i], next[i + width]);
       merged = merge_two(merged, next[0]);
     }
     return merged;

@@ -73,7 +73,7 @@ inline constexpr int kSliceDims = 64;         // M tile and so many dims
 inline constexpr int kSlicePitch = 72;        // floats from row to row of a slice: free of bank conflicts
 inline constexpr int kRowEndBytes = 16;       // of RowEnd
 inline constexpr int kSharedBatch = 384;      // sequences whose tile prefix fits into shared memory
-inline constexpr int kSharedWorkBytes = 272;  // of SharedWork
+inline constexpr int kSharedWorkBytes = 320;  // of SharedWork
 inline constexpr int kSegmentWalkBytes = 96;  // of SegmentWalk
 inline constexpr int kRowPairBytes = 16;      // of RowPair
 

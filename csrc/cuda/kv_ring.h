@@ -52,6 +52,7 @@ class AsyncRing {
  private:
   static constexpr int kRowChunks = K::kHeadDim / 8;                     // of 16 bytes
   static constexpr int kCopies = kStepTokens * kRowChunks / kWarpLanes;  // a lane, of K and of V each
+  static constexpr int kReadAhead = kCopies % 4 == 0 ? 4 : kCopies % 3 == 0 ? 3 : kCopies % 2 == 0 ? 2 : 1;
   static_assert(kStepTokens * kRowChunks % kWarpLanes == 0);
   static_assert(kMaxStages - 2 <= kMaxPending);
 
@@ -59,6 +60,10 @@ class AsyncRing {
   // again. (Written this way, because the compiler keeps what depends on the lane alone in registers: once a period.)
   static constexpr int kPeriod = kRowChunks / greatest_common_divisor(kRowChunks, kWarpLanes);
   static constexpr int kPeriodRows = kPeriod * kWarpLanes / kRowChunks;
+  LEAN_DEVICE static int copied_place(int i, int lane) { return i % kPeriod * kWarpLanes + lane; }  // within a period
+  LEAN_DEVICE static int copied_row(int i, int lane) {
+    return i / kPeriod * kPeriodRows + copied_place(i, lane) / kRowChunks;
+  }
 
   LEAN_DEVICE SharedAddress stage_address(int stage) const {
     return shared_address(shared_.ring()) + stage * stage_bytes(shared_.config);
@@ -83,21 +88,26 @@ class AsyncRing {
       sync_warp();
       const SharedAddress k_rows = stage_address(refill_) + group_.copy_step * K::kStepBytes;
 #pragma unroll
-      for (int i = 0; i < kCopies; ++i) {
-        const int place = i % kPeriod * kWarpLanes + lane;
-        const int row = i / kPeriod * kPeriodRows + place / kRowChunks;
-        const int chunk = place % kRowChunks;
-        const RowPair source = step_rows[row];
-        const bool valid = source.k != nullptr && chunk * 8 < params_.decode.head_dim;
-        const SharedAddress target = k_rows + row * K::kPitch + chunk * 16;
-        copy_async_16(target, valid ? source.k + chunk * 16 : params_.decode.k, valid, policy_);
-        copy_async_16(target + kStepTokens * K::kPitch, valid ? source.v + chunk * 16 : params_.decode.v, valid,
-                      policy_);
+      for (int first = 0; first < kCopies; first += kReadAhead) {
+        RowPair sources[kReadAhead];  // read together, so that no copy waits for a read behind the copy before it
+#pragma unroll
+        for (int i = 0; i < kReadAhead; ++i) sources[i] = step_rows[copied_row(first + i, lane)];
+#pragma unroll
+        for (int i = 0; i < kReadAhead; ++i) copy_chunks(sources[i], first + i, lane, k_rows);
       }
       refill_ = next_stage(refill_);
       look_up_next();
     }
     commit_copies();  // an empty group past the end, so that wait_copies can count
+  }
+
+  // The lane's i-th chunk of a step, from one row of K and from the same of V.
+  LEAN_DEVICE void copy_chunks(const RowPair& source, int i, int lane, SharedAddress k_rows) const {
+    const int chunk = copied_place(i, lane) % kRowChunks;
+    const bool valid = source.k != nullptr && chunk * 8 < params_.decode.head_dim;
+    const SharedAddress target = k_rows + copied_row(i, lane) * K::kPitch + chunk * 16;
+    copy_async_16(target, valid ? source.k + chunk * 16 : params_.decode.k, valid, policy_);
+    copy_async_16(target + kStepTokens * K::kPitch, valid ? source.v + chunk * 16 : params_.decode.v, valid, policy_);
   }
 
   const KernelParams& params_;

@@ -66,14 +66,17 @@ struct Workspace {
   LEAN_DEVICE uint32_t* output_counter(int64_t slot) const { return counters + 2 * int64_t{num_ctas_x()} + slot; }
 };
 
-// Sequences without tokens own no tile, so no worker meets them in its range: the CTAs share them out.
+// Sequences without tokens own no tile, so no worker meets them in its range: the CTAs share them out, and in each its
+// first `threads` threads.
 template <class K>
-LEAN_DEVICE void write_empty_outputs(const DecodeParams& decode, const TileMap& map, const RowBlock& block) {
+LEAN_DEVICE void write_empty_outputs(const DecodeParams& decode, const TileMap& map, const RowBlock& block,
+                                     int threads) {
   const int32_t quads = decode.head_dim / 4;
   const int32_t items = decode.num_kv_heads * block.count * quads;
   for (int32_t sequence = cta_index_x(); sequence < decode.batch; sequence += num_ctas_x()) {
     if (map.first_tile[sequence] != map.first_tile[sequence + 1]) continue;
-    for (int32_t i = thread_index(); i < items; i += num_threads()) {
+#pragma unroll 1
+    for (int32_t i = thread_index(); i < items; i += threads) {
       const int32_t row = i / quads;
       const QueryRow query = query_row(decode, row / block.count, block.first + row % block.count);
       const int64_t target = output_row(decode, sequence, query);

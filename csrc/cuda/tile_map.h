@@ -59,9 +59,10 @@ LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* first_tile,
   sync_cta();
 }
 
-// Records the lengths that were cut. One CTA does it for the launch.
-LEAN_DEVICE void check_context_lengths(const KernelParams& params) {
-  for (int32_t i = thread_index(); i < params.decode.batch; i += num_threads())
+// Records the lengths that were cut. The first `threads` threads of one CTA do it for the launch.
+LEAN_DEVICE void check_context_lengths(const KernelParams& params, int threads) {
+#pragma unroll 1
+  for (int32_t i = thread_index(); i < params.decode.batch; i += threads)
     if (context_length(params, i) != params.decode.context_lengths[i])
       atomic_or_relaxed(params.status, kStatusBadContext);
 }

@@ -41,7 +41,7 @@ struct SharedWork {
   TileMap map;
   alignas(WorkCursor) char start[sizeof(WorkCursor)];   // the worker's walk over its segments, at its beginning
   alignas(WorkCursor) char cursor[sizeof(WorkCursor)];  // the same, as far as the computing warps are
-  Segment segment;                                      // the one they are at
+  Segment segments[2];                                  // theirs, and the one before or after it
 };
 static_assert(sizeof(SharedWork) <= kSharedWorkBytes);
 

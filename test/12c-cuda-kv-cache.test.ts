@@ -104,7 +104,7 @@ describe('steps in a stream', () => {
       [() => stream.write({ table, layer: 0, k, v, q: k }), 'Expected `q` only with `rotary`, got it alone'],
       [
         () => table.update(stream, [sequences[1], sequences[1]]),
-        'Expected each sequence once, got `sequences[1]` twice',
+        'Expected `sequences[1]` once in a batch, got it twice',
       ],
       [
         () => stream.write({ table, layer: 0, k, v, q: k, qOut: v, rotary: {} }),

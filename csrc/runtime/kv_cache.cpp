@@ -77,9 +77,13 @@ void KvCache::check_layer(int32_t layer) const {
            std::to_string(layer));
 }
 
-void KvCache::check_batch(const KvBatch& batch, bool writes) const {
+void KvCache::check_copied() const {
   if (!pending_.empty())
     throw Error(ErrorCode::kLaunchFailed, "A page of the KV cache could not be copied before: append again");
+}
+
+void KvCache::check_batch(const KvBatch& batch, bool writes) const {
+  check_copied();
   for (size_t i = 0; i < batch.ids.size(); ++i) {
     const auto name = [&] { return "`sequences[" + std::to_string(i) + "]`"; };
     if (batch.counts.empty()) {
@@ -148,8 +152,9 @@ KvCache::Block KvCache::layer_block(int32_t layer, int32_t which) const {
 }
 
 KvCache::Rows KvCache::fill_table(std::span<const SequenceId> ids, std::span<int32_t> lengths,
-                                  std::span<int32_t> pages) const {
-  check_batch({{ids.begin(), ids.end()}, {}, 0}, false);
+                                  std::span<int32_t> pages) {
+  check_copied();
+  pages_.expect_once(ids);
   const size_t rows = lengths.size(), max_pages = rows == 0 ? 0 : pages.size() / rows;
   if (ids.size() > rows)
     refuse("Expected at most " + std::to_string(rows) + " sequences, the table's rows, got " +
@@ -158,9 +163,6 @@ KvCache::Rows KvCache::fill_table(std::span<const SequenceId> ids, std::span<int
     if (pages_.pages(ids[i]).size() > max_pages)
       refuse("Expected `sequences[" + std::to_string(i) + "]` to take at most " + std::to_string(max_pages) +
              " pages, the table's columns, got " + std::to_string(pages_.pages(ids[i]).size()));
-  for (size_t i = 0; i < ids.size(); ++i)
-    for (size_t j = 0; j < i; ++j)
-      if (ids[i] == ids[j]) refuse("Expected each sequence once, got `sequences[" + std::to_string(i) + "]` twice");
   Rows changed{0, 0};
   for (size_t i = 0; i < rows; ++i) {
     lengths[i] = i < ids.size() ? pages_.length(ids[i]) : 0;

@@ -67,9 +67,10 @@ class KvCache {
     int32_t begin;
     int32_t end;
   };
-  Rows fill_table(std::span<const SequenceId> ids, std::span<int32_t> lengths, std::span<int32_t> pages) const;
+  Rows fill_table(std::span<const SequenceId> ids, std::span<int32_t> lengths, std::span<int32_t> pages);
 
  private:
+  void check_copied() const;
   void check_batch(const KvBatch& batch, bool writes) const;
   void check_layer(int32_t layer) const;
   void make_copies(Backend& backend);

@@ -108,16 +108,23 @@ bool KvPages::writes_shared_page(const Sequence& sequence) const {
   return sequence.length % page_tokens_ != 0 && num_owners(sequence.pages.back()) > 1;
 }
 
-void KvPages::check_append(std::span<const SequenceId> ids, std::span<const int32_t> counts) {
-  if (ids.size() != counts.size())
-    refuse("Expected `counts` to hold " + std::to_string(ids.size()) + " counts, one a sequence, got " +
-           std::to_string(counts.size()));
+void KvPages::expect_once(std::span<const SequenceId> ids) {
   const int64_t now = ++clock_;
   for (size_t i = 0; i < ids.size(); ++i) {
     if (!is_live(ids[i])) refuse("Expected " + name(i) + " to be live, got one that has been freed");
     Sequence& sequence = at(ids[i]);
     if (sequence.seen == now) refuse("Expected " + name(i) + " once in a batch, got it twice");
     sequence.seen = now;
+  }
+}
+
+void KvPages::check_append(std::span<const SequenceId> ids, std::span<const int32_t> counts) {
+  if (ids.size() != counts.size())
+    refuse("Expected `counts` to hold " + std::to_string(ids.size()) + " counts, one a sequence, got " +
+           std::to_string(counts.size()));
+  expect_once(ids);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const Sequence& sequence = at(ids[i]);
     if (counts[i] < 1)
       refuse("Expected `counts[" + std::to_string(i) + "]` to be at least 1, got " + std::to_string(counts[i]));
     if (counts[i] > std::numeric_limits<int32_t>::max() - sequence.length)

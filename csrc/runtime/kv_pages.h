@@ -38,6 +38,9 @@ class KvPages {
   // how many pages are needed and how many are free, Error(kInvalidArgument) for an id that is not live or comes twice.
   Appended append(std::span<const SequenceId> ids, std::span<const int32_t> counts);
 
+  // Throws Error(kInvalidArgument) for an id of a batch that is not live or comes twice.
+  void expect_once(std::span<const SequenceId> ids);
+
   bool is_live(SequenceId id) const { return find(id) != nullptr; }
   int32_t length(SequenceId id) const { return at(id).length; }
   std::span<const int32_t> pages(SequenceId id) const { return at(id).pages; }
@@ -68,7 +71,7 @@ class KvPages {
     int32_t length = 0;
     int64_t changed = 0;  // by the clock: the last append or truncate
     int64_t forked = 0;   // the last fork
-    int64_t seen = 0;     // the last append that looked at it
+    int64_t seen = 0;     // the last batch that was checked with it
     std::vector<int32_t> pages;
   };
 

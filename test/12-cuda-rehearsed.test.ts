@@ -97,7 +97,7 @@ describe('decode on the CUDA device', () => {
     const plan = cuda.device.plan(options);
     expect(plan.launch).toBe(
       'hopper: head dim 128, tiles of 64 tokens, 3 stages, 4 warps, 2 CTAs an SM, 6 workers, 1 row blocks, ' +
-        '115552 bytes of shared memory, 139264 in flight an SM',
+        '115600 bytes of shared memory, 139264 in flight an SM',
     );
     expect(String(plan)).toContain(plan.launch);
     expect(cuda.device.plan({ ...options, launch: { copies: 'bulk' } }).launch).toMatch(
@@ -213,7 +213,7 @@ describe('which device', () => {
     const plan = { numQueryHeads: 8, numKvHeads: 2, headDim: 128, contextLengths: [1000] };
     expect(second.plan(plan).launch).toBe(
       'compact: head dim 128, tiles of 64 tokens, 2 stages, 4 warps, 1 CTAs an SM, 3 workers, 1 row blocks, ' +
-        '80736 bytes of shared memory, 34816 in flight an SM',
+        '80784 bytes of shared memory, 34816 in flight an SM',
     );
     expect(await failure(() => second.decode({ ...options, launch: { warps: 8 } }))).toEqual({
       name: 'RangeError',

@@ -44,6 +44,7 @@ class Combine {
   static constexpr int kDimSlices = (K::kHeadDim + kSliceDims - 1) / kSliceDims;
   static constexpr int kRowSlices = kMmaRows / kSliceRows;
   static constexpr int kSliceQuads = kSliceDims / 4;
+  static constexpr int kWarpsAhead = K::kQueryInShared ? 1 : 4;  // warps whose part is read at once: registers set it
 
   LEAN_DEVICE void sync() const { sync_named(K::kComputeBarrier, compute_threads(shared_.config)); }
 
@@ -58,7 +59,7 @@ class Combine {
   // Merges the states of a row over the warps that hold its M tile, in their order. By one thread a row.
   LEAN_DEVICE void end_row(int32_t row, const Segment& segment, const PartialSlot<K>& slot) const {
     SoftmaxState state;
-#pragma unroll 2
+#pragma unroll kWarpsAhead
     for (int warp = row / kMmaRows; warp < shared_.config.warps; warp += block_.m_tiles)
       state = merge(state, shared_.states(warp)[row % kMmaRows]).state;
     const Finish result = finish(state);
@@ -118,7 +119,7 @@ class Combine {
       const int32_t dim = dim_slice * kSliceDims + i % kSliceQuads * 4;
       if (row >= block_.count || dim >= K::kHeadDim) continue;
       Float4 sum{0, 0, 0, 0};
-#pragma unroll 4
+#pragma unroll kWarpsAhead
       for (int warp = m_tile; warp < shared_.config.warps; warp += block_.m_tiles)
         sum =
             sum + *reinterpret_cast<const Float4*>(shared_.slice(warp) + slice_row * kSlicePitch + i % kSliceQuads * 4);

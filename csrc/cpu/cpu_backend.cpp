@@ -11,6 +11,7 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/mman.h>
 #endif
 
 #include "../runtime/error.h"
@@ -28,6 +29,18 @@ const TileCode& choose_tile(const std::string& name) {
   for (const TileCode* tile : kTileCodes)
     if (tile->supported() && (name.empty() || name == tile->name)) return *tile;
   throw Error(ErrorCode::kInvalidArgument, "Expected an instruction set that this processor has, got '" + name + "'");
+}
+
+// A cache is filled a few rows here and a few there, so its small pages lie scattered in physical memory, and looking
+// their addresses up costs a decode a sixth of its time. Where the system leaves it to programs, this asks for pages of
+// 2 MB. Advice: nothing depends on its being taken.
+void prefer_huge_pages([[maybe_unused]] void* block, [[maybe_unused]] size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const auto begin = (reinterpret_cast<uintptr_t>(block) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (reinterpret_cast<uintptr_t>(block) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 int usable_processors() {
@@ -112,6 +125,7 @@ class CpuBackend final : public Backend {
     void* block = bytes <= SIZE_MAX - kAlignment ? std::calloc(bytes + kAlignment, 1) : nullptr;
     if (!block)
       throw Error(ErrorCode::kOutOfMemory, "Not enough memory: asked for " + std::to_string(bytes) + " bytes");
+    prefer_huge_pages(block, bytes + kAlignment);
     const auto address = reinterpret_cast<uintptr_t>(block);
     void* aligned = static_cast<char*>(block) + (kAlignment - address % kAlignment) % kAlignment;
     return {aligned, [block](void*) { std::free(block); }};

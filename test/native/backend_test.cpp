@@ -2,8 +2,11 @@
 // All memory that must not be read is NaN, and heap blocks are exact, so that the address sanitizer sees what strays.
 #include <algorithm>
 #include <atomic>
+#include <cinttypes>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <future>
 #include <memory>
 #include <thread>
@@ -390,6 +393,30 @@ TEST(backend_scratch_is_small_whatever_the_context) {
     const Plan plan(request, {length, length / 3});
     CHECK(backend->workspace_bytes(plan, 8) <= 2 << 20);
   }
+}
+
+// The flags that the kernel keeps of the memory at an address ("hg": huge pages are wanted); empty: it does not say.
+std::string memory_flags(const void* address) {
+  std::ifstream maps("/proc/self/smaps");
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &begin, &end) == 2)
+      inside = begin <= reinterpret_cast<uintptr_t>(address) && reinterpret_cast<uintptr_t>(address) < end;
+    else if (inside && line.starts_with("VmFlags:"))
+      return line + ' ';
+  }
+  return "";
+}
+
+TEST(backend_asks_for_huge_pages_for_large_memory) {
+  if (!std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled")) return;  // a system without them
+  const auto backend = cpu::open_cpu(1, "");
+  const std::shared_ptr<void> memory = backend->allocate(size_t{64} << 20);
+  const std::string flags = memory_flags(static_cast<char*>(memory.get()) + (size_t{32} << 20));
+  if (!flags.empty()) CHECK(flags.find(" hg ") != std::string::npos);
+  const std::shared_ptr<void> small = backend->allocate(1000);
+  CHECK(memory_flags(small.get()).find(" hg ") == std::string::npos);
 }
 
 TEST(backend_reads_whole_buffers_for_the_roofline) {

@@ -31,9 +31,9 @@ const TileCode& choose_tile(const std::string& name) {
   throw Error(ErrorCode::kInvalidArgument, "Expected an instruction set that this processor has, got '" + name + "'");
 }
 
-// A cache is filled a few rows here and a few there, so its small pages lie scattered in physical memory, and looking
-// their addresses up costs a decode a sixth of its time. Where the system leaves it to programs, this asks for pages of
-// 2 MB. Advice: nothing depends on its being taken.
+// Where the system leaves it to programs, this asks for pages of 2 MB: decode over a cache then takes a sixth less.
+// (Its rows are written a few here and a few there, so that small pages lie scattered in physical memory.) Advice:
+// nothing depends on its being taken.
 void prefer_huge_pages([[maybe_unused]] void* block, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;

@@ -50,8 +50,8 @@ struct TileFold {
   const float* q;          // [heads, rows, padded(head_dim)]
   float* scores;           // [heads, rows, kScoreStride] scratch
   SoftmaxState* states;    // [heads, rows]
-  float* acc;              // [heads, rows, padded(head_dim)]
-  float* tile_acc;         // [heads, rows, padded(head_dim)] scratch, zeros before and after
+  float* acc;              // [heads, rows, padded(head_dim)] weights x V of all tokens but the most recent
+  float* recent;           // [heads, rows, padded(head_dim)] of the most recent, to which this tile's are added
 };
 
 // What an instruction set has for one element type.

@@ -1,11 +1,10 @@
 // The tile code, written once over a SIMD type; each tile_*.cpp defines one and instantiates it for an instruction set.
 //
-// Three steps per LeanTile: scores = q k^T, weights = softmax step, acc += weights v. A tile's sum is made apart and
-// added to acc as one: over 10^6 tokens, rounding each against the sum of all before it would show. K and V are read in
-// the order of their addresses: a block of tokens, all heads of the bundle, the next block. All rows of a group run
-// against a token's K or V while it is in the L1 cache, so memory is read once for the group. Prefetches mirror the
-// loads, a fixed way ahead. Registers hold the sums, or the weights, of kRowBlock rows x kTokenBlock tokens; queries
-// and acc pass through.
+// Three steps per LeanTile: scores = q k^T, weights = softmax step, recent += weights v. K and V are read in the order
+// of their addresses: a block of tokens, all heads of the bundle, the next block. All rows of a group run against a
+// token's K or V while it is in the L1 cache, so memory is read once for the group. Prefetches mirror the loads, a
+// fixed way ahead. Registers hold the sums, or the weights, of kRowBlock rows x kTokenBlock tokens; queries and sums of
+// V pass through.
 #pragma once
 
 #include "tile.h"
@@ -85,6 +84,11 @@ struct TileKernel {
     Simd::store_sums(fold.scores + bundle_row(head, row) * kScoreStride + token, sum, fold.scale);
   }
 
+  LEAN_INLINE void scale_row(float* row, float factor) const {
+    const F factors = Simd::set1(factor);
+    for (int32_t d = 0; d < stride; d += kLanes) Simd::store(row + d, Simd::mul(Simd::load(row + d), factors));
+  }
+
   // The softmax step of one row: raises the maximum, rescales what was summed, turns scores into weights.
   // Tokens that the row does not see get the weight 0 whatever their K holds.
   LEAN_INLINE void weigh_row(int32_t head, int32_t row) const {
@@ -102,9 +106,8 @@ struct TileKernel {
       const float factor = rescale_factor(state.m, m);
       state.m = m;
       state.l *= factor;
-      float* acc = fold.acc + index * stride;
-      const F factors = Simd::set1(factor);
-      for (int32_t d = 0; d < stride; d += kLanes) Simd::store(acc + d, Simd::mul(Simd::load(acc + d), factors));
+      scale_row(fold.acc + index * stride, factor);
+      scale_row(fold.recent + index * stride, factor);
     }
     const F origin = Simd::set1(safe_max(m));
     F total = Simd::zero();
@@ -116,7 +119,7 @@ struct TileKernel {
     state.l += Simd::reduce_add(total);
   }
 
-  // tile_acc += weights x V for R rows and N tokens.
+  // recent += weights x V for R rows and N tokens.
   template <int32_t R, int32_t N, bool kPrefetch>
   LEAN_INLINE void sum_tokens(int32_t head, int32_t row, int32_t token) const {
     const T* v[N];
@@ -130,7 +133,7 @@ struct TileKernel {
     F weight[R][N];
     for (int32_t r = 0; r < R; ++r)
       for (int32_t n = 0; n < N; ++n) weight[r][n] = Simd::set1(weights[r * kScoreStride + n]);
-    float* const sums = fold.tile_acc + index * stride;
+    float* const sums = fold.recent + index * stride;
     for_vectors<N, kPrefetch>(ahead, [&](auto load, int32_t c) LEAN_LAMBDA_INLINE {
       F kv[N];
       for (int32_t n = 0; n < N; ++n) kv[n] = load(v[n] + c * kLanes);
@@ -141,14 +144,6 @@ struct TileKernel {
         Simd::store(sum, total);
       }
     });
-  }
-
-  LEAN_INLINE void add_tile() const {
-    const int64_t count = bundle_row(fold.heads, 0) * stride;
-    for (int64_t i = 0; i < count; i += kLanes) {
-      Simd::store(fold.acc + i, Simd::add(Simd::load(fold.acc + i), Simd::load(fold.tile_acc + i)));
-      Simd::store(fold.tile_acc + i, Simd::zero());
-    }
   }
 
   // A block of the tokens before `end`; the last one, where it is not whole, token by token.
@@ -203,7 +198,6 @@ struct TileKernel {
           for_row_blocks([&](auto rows, int32_t row) LEAN_LAMBDA_INLINE {
             sum_block<rows.kCount, rows.kPrefetch>(head, row, token, fold.count);
           });
-    add_tile();
   }
 
  private:

@@ -11,13 +11,17 @@ namespace lean::cpu {
 
 namespace {
 
-// What a bundle may be: the run of memory that one token's heads make, and a tile's sums, which must stay in the L1
-// (acc, of the same size, is touched once a tile).
+// What a bundle may be: the run of memory that one token's heads make, and the sums of recent tiles, which must
+// stay in the L1.
 constexpr int64_t kBundleRunBytes = 4096;
 constexpr int64_t kBundleAccBytes = 16 * 1024;
 
 // Tiles of several heads are coarse: a worker gets this many of them at least, so that one more is 1/8 of its share.
 constexpr int64_t kMinShare = 8;
+
+// Weighted V is summed over so many tiles apart, then added to acc as one: over 10^6 tokens, rounding each against the
+// sum of all before it would show.
+constexpr int64_t kRecentTiles = 8;
 
 // Prefetches are at least so many tokens ahead, however long their rows are.
 constexpr int64_t kMinPrefetchTokens = 4;
@@ -121,8 +125,22 @@ class Worker {
     int64_t tile = locate_next(bundle, heads, bundle.begin(), rows[0]);
     for (int turn = 0; tile < bundle.end(); turn ^= 1) {
       const int64_t next = locate_next(bundle, heads, tile + 1, rows[turn ^ 1]);
-      fold_tile(bundle, working(bundle, heads, tile), tile, rows[turn], rows[turn ^ 1]);
+      const Heads folded = working(bundle, heads, tile);
+      fold_tile(bundle, folded, tile, rows[turn], rows[turn ^ 1]);
+      if ((tile + 1) % kRecentTiles == 0) settle(folded);
       tile = next;
+    }
+    settle(heads);
+  }
+
+  // Adds the recent sums to acc, each as one.
+  void settle(Heads heads) {
+    const int64_t count = int64_t{heads.count()} * rows_ * stride_;
+    float* sums = acc(heads.begin);
+    float* added = recent(heads.begin);
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] += added[i];
+      added[i] = 0.0f;
     }
   }
 
@@ -133,6 +151,7 @@ class Worker {
 
   float* query(int32_t head, int32_t row) { return arena_.q.data() + (int64_t{head} * rows_ + row) * stride_; }
   float* acc(int32_t head) { return arena_.acc.data() + int64_t{head} * rows_ * stride_; }
+  float* recent(int32_t head) { return arena_.recent.data() + int64_t{head} * rows_ * stride_; }
   SoftmaxState* states(int32_t head) { return arena_.states.data() + int64_t{head} * rows_; }
 
   // Queries as float32, padded with zeros; states empty.
@@ -140,7 +159,7 @@ class Worker {
     const auto rows = static_cast<size_t>(num_heads(bundle)) * static_cast<size_t>(rows_);
     arena_.q.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.acc.assign(rows * static_cast<size_t>(stride_), 0.0f);
-    arena_.tile_acc.assign(rows * static_cast<size_t>(stride_), 0.0f);
+    arena_.recent.assign(rows * static_cast<size_t>(stride_), 0.0f);
     arena_.states.assign(rows, SoftmaxState{});
     arena_.scores.resize(rows * kScoreStride);
     arena_.visible.resize(static_cast<size_t>(rows_));
@@ -208,7 +227,7 @@ class Worker {
     fold.scores = arena_.scores.data();
     fold.states = states(heads.begin);
     fold.acc = acc(heads.begin);
-    fold.tile_acc = arena_.tile_acc.data();
+    fold.recent = recent(heads.begin);
     fold_(fold);
   }
 

@@ -52,7 +52,7 @@ class Workspace {
 struct Arena {
   AlignedFloats q;
   AlignedFloats acc;
-  AlignedFloats tile_acc;
+  AlignedFloats recent;
   AlignedFloats scores;
   std::vector<SoftmaxState> states;
   std::vector<int32_t> visible;

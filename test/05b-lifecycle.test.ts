@@ -177,6 +177,20 @@ describe('arrays given to a call', () => {
     expectClose(await device.decode({ ...shared, out, lse }), reference);
   });
 
+  test('results over an input are seen where two buffers are the same memory', async () => {
+    const memory = new SharedArrayBuffer(200 * 32 * 4);
+    const k = tensor(new Float32Array(memory), [1, 200, 1, 32]);
+    const over = new Float32Array(structuredClone(memory), 100 * 32 * 4);
+    const options = { q: tensor(new Float32Array(64), [1, 2, 32]), k, v: tensor(new Float32Array(6400), k.shape) };
+    const mistakes = { out: tensor(over.subarray(0, 64), [1, 2, 32]), lse: tensor(over.subarray(0, 2), [1, 2]) };
+    for (const name of ['out', 'lse'] as const) {
+      const wrong = { ...options, [name]: mistakes[name] };
+      const message = `Expected \`${name}\` to have memory of its own, got memory that \`k\` uses too`;
+      expect(() => device.decodeSync(wrong)).toThrow(new RangeError(message));
+      await expect(device.decode(wrong)).rejects.toThrow(new RangeError(message));
+    }
+  });
+
   test.each(['q', 'k', 'v', 'out', 'lse'] as const)(
     'a %s transferred away during a call makes it reject',
     async (name) => {
@@ -275,13 +289,15 @@ describe('many calls', () => {
   test('10,000 of them leave memory flat', async () => {
     await expectSuccess(
       `(async () => {
-        const device = openDevice('cpu', { threads: 2 });
+        const device = openDevice('cpu', { threads: 2 }), alone = openDevice('cpu', { threads: 1 });
         const options = { ...call(130), workers: 3 };
-        const plan = device.plan({ numQueryHeads: 8, numKvHeads: 1, headDim: 64, kvType: 'f32', contextLengths: [130] });
+        const shape = { numQueryHeads: 8, numKvHeads: 1, headDim: 64, kvType: 'f32', contextLengths: [130] };
+        const plan = device.plan({ ...shape, workers: 3 });
         const many = async (count) => {
           for (let i = 0; i < count / 4; ++i) {
             device.decodeSync(options);
             plan.decodeSync(options);
+            for (let j = 0; j < 48; ++j) alone.decodeSync(options);
             await Promise.all([device.decode(options), plan.decode(options)]);
             device.plan({ numQueryHeads: 8, numKvHeads: 1, headDim: 64, contextLengths: [130] });
           }
@@ -298,6 +314,20 @@ describe('many calls', () => {
       })();`,
       50_000,
       ['--expose-gc'],
+    );
+  });
+
+  test.runIf(process.platform === 'linux')('threads that the system refuses are an error that says so', async () => {
+    const script = `const { openDevice } = require(${JSON.stringify(path.join(root, 'dist/index.js'))});
+      try { openDevice('cpu', { threads: 1000 }); } catch ({ code, message }) { console.log(code, message); }
+      console.log(openDevice('cpu', { threads: 1 }).type);`;
+    // Each thread's stack takes address space, of which there is too little.
+    const shell = spawn('sh', ['-c', 'ulimit -v 6000000; exec "$0" -e "$1"', process.execPath, script]);
+    let output = '';
+    for (const stream of [shell.stdout, shell.stderr]) stream.on('data', (data) => (output += data));
+    await new Promise((resolve) => shell.on('close', resolve));
+    expect(output).toMatch(
+      /^OUT_OF_MEMORY The system refused a thread after \d+ of 1000 \(.+\): ask for fewer with `threads`\ncpu\n$/,
     );
   });
 

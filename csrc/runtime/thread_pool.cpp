@@ -1,7 +1,11 @@
 #include "thread_pool.h"
 
 #include <algorithm>
+#include <string>
+#include <system_error>
 #include <utility>
+
+#include "error.h"
 
 namespace lean {
 
@@ -45,7 +49,8 @@ ThreadPool::ThreadPool(int num_threads) {
   threads_.reserve(static_cast<size_t>(num_threads));
   try {
     for (int thread = 0; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { thread_main(thread); });
-  } catch (...) {  // the system refused a thread: the ones that run must be joined before the members go
+  } catch (const std::system_error& refusal) {  // the threads that run must be joined before the members go
+    const size_t running = threads_.size();
     {
       const std::lock_guard lock(mutex_);
       closing_ = true;
@@ -53,7 +58,9 @@ ThreadPool::ThreadPool(int num_threads) {
     wake_.notify_all();
     wake_spare_.notify_all();
     for (std::thread& thread : threads_) thread.join();
-    throw;
+    throw Error(ErrorCode::kOutOfMemory, "The system refused a thread after " + std::to_string(running) + " of " +
+                                             std::to_string(num_threads) + " (" + refusal.code().message() +
+                                             "): ask for fewer with `threads`");
   }
 }
 
@@ -83,7 +90,7 @@ void ThreadPool::run(int64_t count, Task task) {
   job->count = count;
   job->task = std::move(task);
   job->caller_takes_part = true;
-  if (count > 1) enqueue(job);
+  if (count > 1 && num_threads() > 1) enqueue(job);  // a pool's only thread is the one the caller stands in for
   const auto start = Clock::now();
   work_on(*job, num_threads());
   const auto ended = [&] { return job->finished.load(std::memory_order_acquire) == count; };

@@ -24,8 +24,8 @@ class ThreadPool {
   using Task = std::function<void(int64_t index, int thread)>;
   using Done = std::function<void(std::exception_ptr)>;
 
-  explicit ThreadPool(int num_threads);
-  ~ThreadPool();  // waits for the jobs that are in line
+  explicit ThreadPool(int num_threads);  // throws Error(kOutOfMemory) where the system refuses a thread
+  ~ThreadPool();                         // waits for the jobs that are in line
 
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -3,7 +3,6 @@
 import { callNumbers } from './call-numbers';
 import type { PreparedCall } from './decode';
 import {
-  expectApart,
   expectHeads,
   hostViews,
   memoryOf,
@@ -58,7 +57,6 @@ export function prepareCacheCall(options: CacheDecodeOptions, device: Device): P
   const scale = prepareScale(options.scale, cache.headDim);
   const out = prepareTarget('out', options.out, q.shape, q.dtype);
   const lse = prepareTarget('lse', options.lse, q.shape.slice(0, -1), 'f32');
-  expectApart({ out, lse }, { q });
   const schedule = prepareSchedule(options);
   const kv = { kvType: DTYPE_CODES[cache.dtype], numKvHeads: cache.numKvHeads };
   const [qMemory, outMemory, lseMemory] = [memoryOf(q), out.data, lse.data];

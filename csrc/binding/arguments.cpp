@@ -1,5 +1,6 @@
 #include "arguments.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -13,8 +14,6 @@
 namespace lean::binding {
 
 namespace {
-
-[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 std::span<std::byte> pinned_bytes(const Napi::Value& value, const char* name, std::vector<Napi::Object>& pinned) {
   const std::span<std::byte> bytes = bytes_of(value, name);
@@ -193,6 +192,19 @@ size_t table_entries(const DecodeParams& params) {
   return static_cast<size_t>(params.batch) * static_cast<size_t>(params.max_pages);
 }
 
+// By address: two JavaScript buffers may be the same memory, as clones of a SharedArrayBuffer are.
+void expect_results_apart(const DecodeParams& params, const BufferSizes& sizes) {
+  const BufferSizes needed = needed_bytes(params);
+  const auto memory = [](const void* data, size_t bytes, size_t held) {
+    return std::span<std::byte>(static_cast<std::byte*>(const_cast<void*>(data)), std::min(bytes, held));
+  };
+  const NamedMemory q{"q", memory(params.q, needed.q, sizes.q)}, k{"k", memory(params.k, needed.k, sizes.k)},
+      v{"v", memory(params.v, needed.v, sizes.v)}, out{"out", memory(params.out, needed.out, sizes.out)},
+      lse{"lse", memory(params.lse, needed.lse, sizes.lse)};
+  expect_apart(out, {q, k, v, lse});
+  expect_apart(lse, {q, k, v});
+}
+
 // What a decode over the caller's tensors and one over a cache have in common, once their K and V are known.
 void finish_call(const Napi::CallbackInfo& info, const Backend& backend, DecodeCall& call, BufferSizes sizes,
                  std::vector<Napi::Object>& pinned) {
@@ -212,6 +224,7 @@ void finish_call(const Napi::CallbackInfo& info, const Backend& backend, DecodeC
   params.q = address(q, params.q_type, "q");
   params.out = address(out, params.q_type, "out");
   params.lse = static_cast<float*>(address(lse, DType::kF32, "lse"));
+  expect_results_apart(params, sizes);
 }
 
 }  // namespace

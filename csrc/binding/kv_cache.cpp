@@ -12,8 +12,6 @@ namespace lean::binding {
 
 namespace {
 
-[[noreturn]] void refuse(const char* message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
 SequenceId sequence_id(const Napi::Value& value) { return value.As<Napi::Number>().Int64Value(); }
 
 // Ids come as doubles, which hold them exactly.

@@ -8,12 +8,6 @@
 
 namespace lean::binding {
 
-namespace {
-
-[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
-}  // namespace
-
 Napi::Function NativeMemory::define(Napi::Env env) {
   return DefineClass(
       env, "NativeMemory",

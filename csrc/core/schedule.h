@@ -104,7 +104,7 @@ inline constexpr int64_t kSnapDivisor = 40;
 
 struct Schedule {
   Strategy strategy;
-  int64_t num_workers;  // workers that own tiles; none of their ranges is empty for lean and flash-attention-2
+  int64_t num_workers;  // workers that own tiles; for lean none of their ranges is empty
   int64_t num_tiles;
   int64_t num_splits;  // fixed-split: workers per output tile, else 1
   int64_t snap;        // lean: largest distance that a cut moves to an output tile's edge
@@ -145,7 +145,7 @@ LEAN_HD inline Schedule flash_attention_2_schedule(const TileMap& map) {
 // splits would do (85 %) but leave pieces of 5 tiles as 13 do; 16 is the answer.
 LEAN_HD inline int64_t choose_num_splits(int64_t outputs, int64_t longest_tiles, int64_t processors) {
   constexpr int64_t kMaxSplits = 128;
-  if (outputs <= 0 || longest_tiles <= 0 || outputs * 5 >= processors * 4) return 1;
+  if (outputs <= 0 || longest_tiles <= 0 || outputs >= (processors * 4 + 4) / 5) return 1;
   int64_t limit = kMaxSplits;
   if (processors < limit) limit = processors;
   if (longest_tiles < limit) limit = longest_tiles;

@@ -18,8 +18,6 @@ namespace {
 
 constexpr size_t kCounterHeader = 16;  // the status word, padded
 
-[[noreturn]] void refuse(const std::string& sentence) { throw Error(ErrorCode::kInvalidArgument, sentence); }
-
 // A kernel that this device can run, made ready for its shared memory.
 struct ReadyKernel {
   const void* function;

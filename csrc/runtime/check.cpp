@@ -10,8 +10,6 @@ namespace lean {
 
 namespace {
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
 void expect_range(const char* what, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high)
     refuse("Expected " + std::string(what) + " from " + std::to_string(low) + " to " + std::to_string(high) + ", got " +

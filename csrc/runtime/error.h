@@ -42,4 +42,10 @@ class Error : public std::runtime_error {
   std::source_location where_;
 };
 
+// The caller's mistake, in one sentence.
+[[noreturn]] inline void refuse(const std::string& sentence,
+                                std::source_location where = std::source_location::current()) {
+  throw Error(ErrorCode::kInvalidArgument, sentence, where);
+}
+
 }  // namespace lean

@@ -11,8 +11,6 @@ namespace {
 
 constexpr int32_t kMaxLayers = 32767;  // K and V of each are one axis of a launch
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
 int64_t checked_block_bytes(const KvCacheShape& shape) {
   if (shape.layers < 1 || shape.layers > kMaxLayers || shape.num_pages < 1 || shape.page_tokens < 1 ||
       shape.num_kv_heads < 1 || shape.head_dim < 8 || shape.head_dim > kMaxHeadDim || shape.head_dim % 8 != 0)

@@ -14,8 +14,6 @@ constexpr int64_t kSlotBits = 20;
 constexpr int64_t kMaxSequences = int64_t{1} << kSlotBits;
 constexpr int64_t kMaxGeneration = (int64_t{1} << (53 - kSlotBits)) - 1;  // a slot that has had them all retires
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
 std::string name(size_t index) { return "`sequences[" + std::to_string(index) + "]`"; }
 
 std::string plural(int64_t count, const char* what) {

@@ -13,15 +13,26 @@ namespace lean {
 
 namespace {
 
+// What inspecting a plan goes through one by one.
+constexpr int64_t kMaxWorkers = int64_t{1} << 24;
+
+void expect_workers(int64_t outputs, int64_t splits) {
+  if (outputs > kMaxWorkers / splits)
+    refuse("Expected sequences x KV heads x splits to make at most " + std::to_string(kMaxWorkers) + " workers, got " +
+           std::to_string(outputs) + " x " + std::to_string(splits));
+}
+
 Schedule make_schedule(const PlanRequest& request, const TileMap& map, int64_t longest_tiles) {
   switch (request.strategy) {
     case Strategy::kFlashAttention2:
+      expect_workers(map.num_outputs(), 1);
       return flash_attention_2_schedule(map);
     case Strategy::kFixedSplit: {
       // More splits than the longest context has tiles would be workers, and scratch, for nothing.
       const int64_t splits = request.splits > 0
                                  ? std::min(request.splits, std::max<int64_t>(longest_tiles, 1))
                                  : choose_num_splits(map.num_outputs(), longest_tiles, request.processors);
+      expect_workers(map.num_outputs(), splits);
       return fixed_split_schedule(map, splits);
     }
     case Strategy::kLean:
@@ -54,16 +65,10 @@ Plan::Plan(const PlanRequest& request, std::vector<int32_t> context_lengths)
     // Below 2^26 tiles times 2^31 heads on top of a sum that has been checked: nothing overflows before it is refused.
     first_tile_.push_back(first_tile_.back() + tiles * (request.num_kv_heads / request.heads_per_tile));
     if (first_tile_.back() > most)
-      throw Error(ErrorCode::kInvalidArgument, "Expected tiles x workers to fit 64 bits, got " +
-                                                   std::to_string(first_tile_.back()) + " tiles or more and " +
-                                                   std::to_string(request.processors) + " workers");
+      refuse("Expected tiles x workers to fit 64 bits, got " + std::to_string(first_tile_.back()) +
+             " tiles or more and " + std::to_string(request.processors) + " workers");
   }
   schedule_ = make_schedule(request_, map(), longest);
-  constexpr int64_t kMaxWorkers = int64_t{1} << 24;  // what inspecting a plan goes through one by one
-  if (schedule_.num_workers > kMaxWorkers)
-    throw Error(ErrorCode::kInvalidArgument, "Expected sequences x KV heads x splits to make at most " +
-                                                 std::to_string(kMaxWorkers) + " workers, got " +
-                                                 std::to_string(schedule_.num_workers));
   has_partials_ = any_partials(schedule_, map());
 }
 

@@ -111,7 +111,8 @@ export class Device {
    * tensors of your own, or the pages of a `KvCache` of this device.
    *
    * Runs off the JavaScript thread. Context lengths and page table are copied before this returns; the tensors must stay
-   * as they are, and their buffers must not be transferred, until the promise has settled.
+   * as they are, and their buffers must not be transferred, until the promise has settled: a transferred buffer that its
+   * new owner drops meanwhile is memory that is gone, and the process can crash.
    *
    * Rejects with TypeError or RangeError for the caller's mistakes, before anything runs, and with LeanAttentionError for
    * the world's. Source: LeanAttention, arXiv 2405.10480.

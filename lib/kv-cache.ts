@@ -1,6 +1,6 @@
 // The KV cache of a server: pages that sequences of any length share, in one allocation.
 import type { Device } from './device';
-import { DTYPE_BYTES, DTYPE_CODES, type DType } from './dtype';
+import { DTYPE_BYTES, DTYPE_CODES, DTYPES, type DType } from './dtype';
 import { LeanAttentionError } from './errors';
 import { Step } from './kv-step';
 import { KvTable } from './kv-table';
@@ -31,7 +31,7 @@ export interface KvCacheStats {
 
 /**
  * Made by `device.createKvCache`. Everything but decode and work in streams runs on the calling thread and is done when it
- * returns; it comes after what streams had enqueued, and waits for a decode in flight where it writes.
+ * returns; on a CUDA device it comes after what streams had enqueued, and waits for a decode in flight where it writes.
  *
  * A decode in flight keeps the memory alive, so nothing here can harm it; but its result is defined only if no token that it
  * reads is overwritten before it has settled. Appending and writing new tokens overwrites none; it can once a sequence that
@@ -59,7 +59,7 @@ export class KvCache {
     this.numKvHeads = expectInteger('numKvHeads', options.numKvHeads, 1, LIMITS.int32);
     this.headDim = expectInteger('headDim', options.headDim, 8, LIMITS.headDim);
     if (this.headDim % 8 !== 0) throw new RangeError(`Expected \`headDim\` to be a multiple of 8, got ${this.headDim}`);
-    this.dtype = expectOneOf('dtype', options.dtype ?? DEFAULTS.cache.dtype, ['f32', 'f16', 'bf16']);
+    this.dtype = expectOneOf('dtype', options.dtype ?? DEFAULTS.cache.dtype, DTYPES);
     this.pageTokens = expectInteger('pageTokens', options.pageTokens ?? DEFAULTS.cache.pageTokens, 1, LIMITS.int32);
     const tokenBytes = 2 * this.layers * this.numKvHeads * this.headDim * DTYPE_BYTES[this.dtype];
     this.numPages = countPages(options, this.pageTokens, this.pageTokens * tokenBytes);

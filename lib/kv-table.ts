@@ -6,7 +6,7 @@ import { type DeviceTensor, deviceMemoryOf, expectDeviceTensor } from './memory'
 import type { NativeKvCache, NativeStream } from './native';
 import type { StreamWriteOptions } from './options';
 import { prepareRotary } from './rotary';
-import type { Stream } from './stream';
+import { Stream } from './stream';
 import { expectContiguous } from './tensor';
 import { describe, expectInteger, expectObject } from './validate';
 
@@ -52,7 +52,9 @@ export class KvTable {
    */
   update(stream: Stream, sequences: readonly Sequence[]): void {
     const native = this.#open();
-    const ids = sequences.length === 0 ? new Float64Array(0) : sequenceIds(this.cache, sequences);
+    if (!(stream instanceof Stream)) throw new TypeError(`Expected \`stream\` to be a Stream, got ${describe(stream)}`);
+    const none = Array.isArray(sequences) && sequences.length === 0;
+    const ids = none ? new Float64Array(0) : sequenceIds(this.cache, sequences);
     let [begin, end] = native.fillTable(ids, this.#lengths, this.#pages);
     // What another stream was given, or what failed to go up, is not known to be there.
     if (this.#upToDate !== stream) [begin, end] = [0, this.rows];

@@ -1,6 +1,6 @@
 // Tensors in a device's memory. They hold no numbers that JavaScript can see: upload and download move them.
 import { types } from 'node:util';
-import { DTYPE_BYTES, type DType } from './dtype';
+import { DTYPE_BYTES, DTYPES, type DType } from './dtype';
 import type { NativeMemory } from './native';
 import { DEFAULTS } from './options';
 import {
@@ -20,7 +20,7 @@ import { describe, expectInteger, expectIntegers, expectOneOf } from './validate
 /** Element types in device memory: those of tensors, and 32-bit integers for context lengths and page tables. */
 export type DeviceDType = DType | 'i32';
 
-const DEVICE_DTYPES: readonly DeviceDType[] = ['f32', 'f16', 'bf16', 'i32'];
+const DEVICE_DTYPES: readonly DeviceDType[] = [...DTYPES, 'i32'];
 
 export interface DeviceTensorOptions {
   /** Default: 'f32'. */

@@ -240,9 +240,15 @@ export interface Native {
 
 /** The package's folder: the nearest one up that holds package.json. */
 export function packageRoot(): string {
-  let folder = __dirname;
-  while (!existsSync(path.join(folder, 'package.json'))) folder = path.dirname(folder);
-  return folder;
+  for (let folder = __dirname; ; folder = path.dirname(folder)) {
+    if (existsSync(path.join(folder, 'package.json'))) return folder;
+    if (folder !== path.dirname(folder)) continue;
+    throw new LeanAttentionError(
+      'NATIVE_LOAD_FAILED',
+      `Expected lean-attention in its package's folder, got it in ${__dirname} without a package.json above; ` +
+        'install it as a package, and have bundlers leave it out (mark it external): its native addon lies beside it',
+    );
+  }
 }
 
 interface Loaded {

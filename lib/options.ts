@@ -270,6 +270,8 @@ export const DEFAULTS = {
   /** 0: the device decides. */
   launch: { copies: 'auto' as CopyPath, tileTokens: 0, stages: 0, warps: 0, ctasPerSm: 0 },
   scale: (headDim: number): number => 1 / Math.sqrt(headDim),
+  queryLen: 1,
+  kvType: 'f16' as DType, // of plans, which see no tensors
   deviceDType: 'f32' as DType,
   cache: { dtype: 'f16' as DType, pageTokens: 64 },
   rotary: { pairing: 'half-split' as RotaryPairing, base: 10_000, betaFast: 32, betaSlow: 1 },

@@ -1,8 +1,9 @@
 // A plan: one batch's contexts cut into work, open to inspection, and reusable for every step with the same contexts.
 
+import { isDeepStrictEqual } from 'node:util';
 import { type CallNumbers, callNumbers } from './call-numbers';
 import { prepareLengths, prepareSchedule } from './decode';
-import { DTYPE_CODES, type DType } from './dtype';
+import { DTYPE_CODES, DTYPES, type DType } from './dtype';
 import type { DeviceTensor } from './memory';
 import type { NativeDevice, NativePlan } from './native';
 import {
@@ -66,6 +67,7 @@ export class Plan {
   readonly strategy: Strategy;
   readonly #device: () => NativeDevice;
   readonly #run: { decode: Run<Promise<DecodeResult>>; decodeSync: Run<DecodeResult> };
+  readonly #schedule: ScheduleOptions;
   readonly #numbers: CallNumbers;
   readonly #rows: number;
   #native!: NativePlan;
@@ -89,10 +91,11 @@ export class Plan {
     }
     const headDim = expectInteger('headDim', options.headDim, 8, LIMITS.headDim);
     if (headDim % 8 !== 0) throw new RangeError(`Expected \`headDim\` to be a multiple of 8, got ${headDim}`);
-    const queryLen = expectInteger('queryLen', options.queryLen ?? 1, 1, LIMITS.queryLen);
-    const kvType = expectOneOf('kvType', options.kvType ?? 'f16', ['f32', 'f16', 'bf16']);
+    const queryLen = expectInteger('queryLen', options.queryLen ?? DEFAULTS.queryLen, 1, LIMITS.queryLen);
+    const kvType = expectOneOf('kvType', options.kvType ?? DEFAULTS.kvType, DTYPES);
     const layout = expectOneOf('layout', options.layout ?? DEFAULTS.layout, LAYOUTS);
     const schedule = prepareSchedule(options);
+    this.#schedule = pickSchedule(options);
     this.#device = device;
     this.#run = run;
     this.#rows = expectInteger(
@@ -188,13 +191,28 @@ export class Plan {
   }
 
   /** Like `device.decode`, with this plan's schedule and lengths. */
-  decode(tensors: PlanTensors): Promise<DecodeResult> {
-    return this.#run.decode({ ...tensors, contextLengths: this.#lengths }, this.#native);
+  async decode(tensors: PlanTensors): Promise<DecodeResult> {
+    return this.#run.decode(this.#planned(tensors), this.#native);
   }
 
   /** Like `device.decodeSync`, with this plan's schedule and lengths. */
   decodeSync(tensors: PlanTensors): DecodeResult {
-    return this.#run.decodeSync({ ...tensors, contextLengths: this.#lengths }, this.#native);
+    return this.#run.decodeSync(this.#planned(tensors), this.#native);
+  }
+
+  #planned(tensors: PlanTensors): DecodeOptions<Tensor | DeviceTensor> {
+    const given: Partial<DecodeOptions> = Object(tensors);
+    if (given.contextLengths !== undefined && !isSame(prepareLengths(given.contextLengths), this.#lengths)) {
+      throw new RangeError("Expected `contextLengths` to be the plan's where given, got others: see plan.update()");
+    }
+    const schedule = pickSchedule(given);
+    const isGiven = Object.keys(schedule).length > 0;
+    if (isGiven && !isDeepStrictEqual(prepareSchedule({ ...this.#schedule, ...schedule }), this.#numbers.schedule)) {
+      throw new RangeError(
+        "Expected `strategy`, `workers`, `splits` and `launch` to be the plan's where given, got others: make another plan",
+      );
+    }
+    return { ...tensors, contextLengths: this.#lengths };
   }
 
   /** For logs: the schedule, and what runs it. */
@@ -205,4 +223,15 @@ export class Plan {
       `makespan ${this.makespan} (ideal ${this.idealMakespan}, x${this.makespanOverIdeal.toFixed(2)}); ${this.launch}`
     );
   }
+}
+
+/** The options of the schedule that were given. */
+function pickSchedule(options: ScheduleOptions): ScheduleOptions {
+  const { strategy, workers, splits, launch } = options;
+  const given = Object.entries({ strategy, workers, splits, launch }).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(given);
+}
+
+function isSame(a: Int32Array, b: Int32Array): boolean {
+  return a.length === b.length && a.every((value, index) => value === b[index]);
 }

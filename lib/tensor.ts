@@ -1,6 +1,7 @@
 // Tensors: typed arrays with an element type and a shape. Nothing is copied; views and strides are honoured.
 import { types } from 'node:util';
 import { DTYPE_CODES, type DType, isDType } from './dtype';
+import { LeanAttentionError } from './errors';
 import { native } from './native';
 import { describe, expectIntegers, expectObject } from './validate';
 
@@ -164,10 +165,20 @@ export function expectTensor(name: string, value: unknown): Tensor {
   return t;
 }
 
+function newData(count: number, dtype: DType): TensorData {
+  try {
+    return dtype === 'f32' ? new Float32Array(count) : new Uint16Array(count);
+  } catch (error) {
+    throw new LeanAttentionError(
+      'OUT_OF_MEMORY',
+      `Not enough memory for a tensor of ${count} elements of '${dtype}': ${error instanceof Error ? error.message : error}`,
+    );
+  }
+}
+
 /** A contiguous tensor of zeros. */
 export function zeros(shape: readonly number[], dtype: DType): Tensor {
-  const count = numElements(expectIntegers('shape', shape, 0));
-  return tensor(dtype === 'f32' ? new Float32Array(count) : new Uint16Array(count), shape, { dtype });
+  return tensor(newData(numElements(expectIntegers('shape', shape, 0)), dtype), shape, { dtype });
 }
 
 /** A tensor's elements, in order, in one array: its own where it is contiguous. */
@@ -178,9 +189,7 @@ export function contiguousData(t: Tensor): TensorData {
 /** The elements of a strided tensor, in order, in one contiguous array. */
 function gather(source: Tensor): TensorData {
   const { data, shape, strides } = source;
-  const target = types.isFloat32Array(data)
-    ? new Float32Array(numElements(shape))
-    : new Uint16Array(numElements(shape));
+  const target = newData(numElements(shape), source.dtype);
   const index = new Array<number>(shape.length).fill(0);
   let offset = 0;
   for (let i = 0; i < target.length; i++) {

@@ -740,6 +740,49 @@ describe('device.plan', () => {
     );
   });
 
+  test('lengths or a schedule unlike the plan; what is the same may be given', () => {
+    const lean = device.plan({ ...rightPlan, workers: 3 });
+    const split = device.plan({ ...rightPlan, strategy: 'fixed-split', splits: 2 });
+    const given = (options: object): DecodeOptions => ({ ...right, ...options });
+    lean.decodeSync(given({ contextLengths: [3, 3], strategy: 'lean', workers: 3 }));
+    split.decodeSync(given({ contextLengths: Int32Array.of(3, 3), strategy: 'fixed-split' }));
+    for (const contextLengths of [[3, 2], [3]]) {
+      expectError(
+        thrownBy(() => lean.decodeSync(given({ contextLengths }))),
+        RangeError,
+        "Expected `contextLengths` to be the plan's where given, got others: see plan.update()",
+      );
+    }
+    for (const other of [{ strategy: 'flash-attention-2' }, { workers: 2 }, { launch: { warps: 2 } }]) {
+      expectError(
+        thrownBy(() => lean.decodeSync(given(other))),
+        RangeError,
+        "Expected `strategy`, `workers`, `splits` and `launch` to be the plan's where given, got others: make another plan",
+      );
+    }
+    expectError(
+      thrownBy(() => split.decodeSync(given({ splits: 3 }))),
+      RangeError,
+      "Expected `strategy`, `workers`, `splits` and `launch` to be the plan's where given, got others: make another plan",
+    );
+  });
+
+  test('splits whose number times the output tiles is beyond 64 bits', () => {
+    const contextLengths = new Int32Array(2 ** 20);
+    contextLengths[0] = 2 ** 26;
+    const many = { numQueryHeads: 2 ** 24, numKvHeads: 2 ** 24, headDim: 8, contextLengths };
+    expectError(
+      thrownBy(() => device.plan({ ...many, strategy: 'fixed-split', splits: 2 ** 20 })),
+      RangeError,
+      'Expected sequences x KV heads x splits to make at most 16777216 workers, got 17592186044416 x 1048576',
+    );
+    expectError(
+      thrownBy(() => device.plan({ ...many, strategy: 'flash-attention-2' })),
+      RangeError,
+      'Expected sequences x KV heads x splits to make at most 16777216 workers, got 17592186044416 x 1',
+    );
+  });
+
   test('no tensors at all', async () => {
     const plan = device.plan(rightPlan);
     const message = 'Expected `q` to be a tensor (see tensor()), got undefined';
@@ -948,6 +991,16 @@ describe('tensor', () => {
 });
 
 describe('convert', () => {
+  test('what memory cannot hold', () => {
+    const endless = tensor(new Float32Array(1), [2 ** 20, 2 ** 20], { strides: [0, 0] });
+    expect(thrownBy(() => convert(endless, 'f16'))).toEqual(
+      new LeanAttentionError(
+        'OUT_OF_MEMORY',
+        "Not enough memory for a tensor of 1099511627776 elements of 'f16': Invalid typed array length: 1099511627776",
+      ),
+    );
+  });
+
   test.each<[string, unknown[], ErrorClass, string]>([
     ['nothing', [undefined, 'f16'], TypeError, 'Expected `source` to be a tensor (see tensor()), got undefined'],
     [

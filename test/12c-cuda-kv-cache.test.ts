@@ -91,6 +91,8 @@ describe('steps in a stream', () => {
     const sequences = [0, 1, 2].map(() => cache.createSequence());
     cache.append(sequences, [33, 1, 1]);
     const messages: [() => unknown, string][] = [
+      [() => table.update(undefined as never, []), 'Expected `stream` to be a Stream, got undefined'],
+      [() => table.update(stream, undefined as never), 'Expected `sequences` to be an array, got undefined'],
       [() => table.update(stream, sequences), "Expected at most 2 sequences, the table's rows, got 3"],
       [
         () => table.update(stream, [sequences[0]]),

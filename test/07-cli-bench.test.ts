@@ -8,9 +8,11 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
 import {
   benchChart,
+  CpuEngine,
   describeTrial,
   failedRows,
   formatCsv,
+  formatJson,
   inProcess,
   kvBytes,
   listTrials,
@@ -125,6 +127,27 @@ describe('bench', () => {
       out: '',
       err: 'lean-attention: Expected --preset overhead without --context, got both.\n',
     });
+  });
+
+  it('checks each strategy on its own: rows that one leaves unwritten are no number', async () => {
+    const device = openDevice('cpu');
+    const lazy: typeof device = Object.create(device, {
+      decodeSync: {
+        value: (options: Parameters<typeof device.decodeSync>[0]) =>
+          options.strategy === 'fixed-split' ? { out: options.out, lse: options.lse } : device.decodeSync(options),
+      },
+    });
+    const [trial] = listTrials('quick', ['bf16'], { contexts: [64] });
+    const prepared = await new CpuEngine(lazy, [trial], 2 ** 20).prepare(trial);
+    expect(await prepared.relativeError('lean')).toBeLessThan(3.5e-3);
+    expect(await prepared.relativeError('fixed-split')).toBeNaN();
+    device.dispose();
+  });
+
+  it('JSON on short lines keeps its strings', () => {
+    const value = { a: '[ x ]', b: '{ y', c: ['} z', '\n [ ', { d: [] }], e: '] " {' };
+    expect(JSON.parse(formatJson(value))).toEqual(value);
+    expect(formatJson({ shape: [1, 2], in: { x: 1 } })).toBe('{\n  "shape": [1, 2],\n  "in": {"x": 1}\n}\n');
   });
 
   it('an error past the bound, or NaN, fails the run by a sentence', () => {

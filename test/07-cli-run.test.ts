@@ -1,6 +1,7 @@
 // `lean-attention run`: each way a file can be wrong has its sentence and leaves no output; each shared case, cut in every
 // way, is within the bounds.
 
+import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -155,6 +156,16 @@ describe('run: files that cannot be used end with exit code 2, a sentence and no
       'Expected `context_lengths`[0] from 0 to the capacity 12, got 13.',
     ],
     [
+      'a batch that takes no bytes',
+      [F32('q', [2 ** 52, 0, 8]), F32('k', [2 ** 52, 0, 0, 8]), F32('v', [2 ** 52, 0, 0, 8])],
+      'Expected `q` shape[0], batch, to be at most 2147483647, got 4503599627370496.',
+    ],
+    [
+      'a cache that takes no bytes',
+      [F32('q', [2 ** 30, 0, 8]), F32('k', [2 ** 30, 4, 0, 8]), F32('v', [2 ** 30, 4, 0, 8])],
+      'Expected `k` shape[2], numKvHeads, to be at least 1, got 0.',
+    ],
+    [
       'sinks',
       edited(contiguous(), F32('sinks', [4])),
       'Expected no tensor `sinks`, because attention sinks are not supported yet, got one.',
@@ -196,6 +207,10 @@ describe('run: files that cannot be used end with exit code 2, a sentence and no
     expect(await sentence('/dev/zero', '--out', at('x'))).toBe(
       'Expected "/dev/zero" to be a file, got a device or a pipe.',
     );
+    execFileSync('mkfifo', [at('pipe')]);
+    expect(await sentence(at('pipe'), '--out', at('x'))).toBe(
+      'Expected "…/pipe" to be a file, got a device or a pipe.',
+    );
     expect(await sentence(input, '--out', input)).toBe(
       'Expected --out to be another file than the input, got "…/in.safetensors".',
     );
@@ -232,6 +247,18 @@ describe('run: files that cannot be used end with exit code 2, a sentence and no
 });
 
 describe('run: results', () => {
+  it('tells of the plan that was run, heads apart included', async () => {
+    const heads = [F16('q', [1, 32, 128]), F16('k', [1, 8, 1025, 128]), F16('v', [1, 8, 1025, 128])];
+    const { exitCode, out } = await runOn(heads, ['--json', '--device', 'cpu'], { layout: 'HND' });
+    expect(exitCode).toBe(0);
+    const device = openDevice('cpu');
+    const shape = { numQueryHeads: 32, numKvHeads: 8, headDim: 128, contextLengths: [1025] };
+    const { makespanOverIdeal, workspaceBytes } = device.plan({ ...shape, layout: 'HND' });
+    expect(JSON.parse(out)).toMatchObject({ contextLengths: [1025], makespanOverIdeal, workspaceBytes });
+    expect(device.plan(shape).workspaceBytes).not.toBe(workspaceBytes); // a token's heads side by side are cut together
+    device.dispose();
+  });
+
   it('writes out and lse, and says what was run', async () => {
     const { exitCode, err, out, output } = await runOn(paged(), ['--json', '--workers', '3', '--device', 'cpu'], {
       softcap: '0',

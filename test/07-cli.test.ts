@@ -1,8 +1,8 @@
 // The command line as a whole: help, version, exit codes, every option that cannot be used, and `doctor`. What the commands
 // do is tested in process; a few runs are processes of their own, as the shell sees them.
 
-import { spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -120,6 +120,15 @@ describe('options that cannot be used end with exit code 2 and a sentence', () =
       'Expected "/no/such/a.svg" to be writable, got: no such file or directory.',
     ],
     ['schedule --context 4k --svg /tmp', 'Expected "/tmp" to be writable, got: a directory.'],
+    ['schedule --context 4k --svg /dev/null/x', 'Expected "/dev/null/x" to be writable, got: not a directory.'],
+    [
+      'schedule --context 65536x1 --heads 4096 --strategy flash-attention-2',
+      'Expected sequences x KV heads x splits to make at most 16777216 workers, got 268435456 x 1.',
+    ],
+    [
+      'schedule --context 65536x1 --heads 4096 --strategy lean',
+      'Expected --context, --heads and --workers to give at most 200000 segments, got up to 268435588.',
+    ],
     ['bench --preset slow', `Expected --preset to be one of ${PRESET_NAMES.join(', ')}, got "slow".`],
     ['bench --preset toString', `Expected --preset to be one of ${PRESET_NAMES.join(', ')}, got "toString".`],
     ['bench --dtype f64', 'Expected --dtype to be one of f32, f16, bf16, got "f64".'],
@@ -157,6 +166,27 @@ describe('doctor', () => {
     );
     const json = await inProcess(['doctor', '--json']);
     expect(JSON.parse(json.out)).toMatchObject({ ok: true, node: process.version, cuda: installation().cuda });
+  });
+
+  it('names the driver where there is one', () => {
+    const commands = at('commands');
+    mkdirSync(commands);
+    writeFileSync(join(commands, 'nvidia-smi'), '#!/bin/sh\necho 580.95.05\n', { mode: 0o755 });
+    const env = { ...process.env, PATH: `${commands}:${process.env.PATH}` };
+    const doctor = (...options: string[]): string =>
+      execFileSync(process.execPath, [mainFile, 'doctor', ...options], { encoding: 'utf8', env });
+    const found = existsSync('/proc/driver/nvidia/version') ? /\d+\.\d+/ : /580\.95\.05/;
+    expect(doctor()).toMatch(new RegExp(`\n✓ NVIDIA driver +${found.source}`));
+    expect(JSON.parse(doctor('--json')).driver).toMatch(found);
+  });
+
+  it('outside of any package: what to do, at once', () => {
+    const alone = mkdtempSync(join(tmpdir(), 'lean-attention-bundled-'));
+    cpSync(join(root, 'dist'), join(alone, 'dist'), { recursive: true });
+    const doctor = asProcess(['doctor'], join(alone, 'dist', 'cli', 'main.js'));
+    rmSync(alone, { recursive: true });
+    expect(doctor).toMatchObject({ exitCode: 3, err: '' });
+    expect(doctor.out).toMatch(/^Expected lean-attention in its package's folder, got it in .*mark it external/);
   });
 
   it('an addon that does not load: the help page, exit code 3, and commands that need none still work', () => {

@@ -148,12 +148,15 @@ async function measureAll(
   progress: Progress,
 ): Promise<Measurement[]> {
   const measurements: Measurement[] = [];
-  for (const [i, trial] of trials.entries()) {
-    const report = (done: number): void => progress.show((i + done) / trials.length, describeTrial(trial));
-    report(0);
-    measurements.push(await measureTrial(engine, trial, strategies, report));
+  try {
+    for (const [i, trial] of trials.entries()) {
+      const report = (done: number): void => progress.show((i + done) / trials.length, describeTrial(trial));
+      report(0);
+      measurements.push(await measureTrial(engine, trial, strategies, report));
+    }
+  } finally {
+    progress.clear();
   }
-  progress.clear();
   return measurements;
 }
 

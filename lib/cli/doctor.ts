@@ -2,6 +2,7 @@
 // help most where the native addon does not load: then the load error, which is a help page, is the answer.
 
 import { installation } from '../index';
+import { driverVersion } from './driver';
 import { ExitCode } from './errors';
 import { formatJson } from './json';
 import { defineCommand } from './options';
@@ -29,13 +30,18 @@ export const doctorCommand = defineCommand(
       else terminal.out(`${message}\n`);
       return ExitCode.noDevice;
     }
-    if (has('json')) terminal.out(formatJson({ ok: true, ...system, ...found }));
-    else terminal.out(describeInstallation(found, system));
+    const driver = driverVersion();
+    if (has('json')) terminal.out(formatJson({ ok: true, ...system, driver, ...found }));
+    else terminal.out(describeInstallation(found, system, driver));
     return ExitCode.ok;
   },
 );
 
-function describeInstallation(found: Installation, system: { node: string; platform: string; arch: string }): string {
+function describeInstallation(
+  found: Installation,
+  system: { node: string; platform: string; arch: string },
+  driver: string | null,
+): string {
   const { version, cpu, cuda, addon } = found;
   const lines: [boolean, string, string][] = [
     [true, 'lean-attention', `${version} on Node ${system.node}, ${system.platform}-${system.arch}`],
@@ -45,6 +51,7 @@ function describeInstallation(found: Installation, system: { node: string; platf
       'CPU',
       `${cpu.model}, ${plural(cpu.cores, 'core')}\nruns with ${cpu.instructionSets[0]}; usable here: ${cpu.instructionSets.join(', ')}`,
     ],
+    ...(driver === null ? [] : [[true, 'NVIDIA driver', driver] satisfies [boolean, string, string]]),
     ...cuda.devices.map(({ index, name, computeCapability, memoryBytes, reason }): [boolean, string, string] => [
       reason === '',
       `cuda:${index}`,

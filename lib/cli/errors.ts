@@ -21,8 +21,19 @@ export interface Failure {
   readonly sentence: string;
 }
 
+/** Whether the library refused what it was given: in a command, what the user gave. */
+export function isRefusal(error: unknown): error is TypeError | RangeError {
+  return (error instanceof TypeError || error instanceof RangeError) && error.message.startsWith('Expected');
+}
+
+/** A sentence of the library's, which end without a full stop, as one of a command's. */
+export function asSentence(message: string): string {
+  return message.replace(/[.\s]*$/, '.');
+}
+
 export function describeFailure(error: unknown): Failure {
   const sentence = error instanceof Error ? error.message : String(error);
+  if (isRefusal(error)) return { exitCode: ExitCode.badInput, sentence: asSentence(sentence) };
   if (error instanceof InputError) return { exitCode: ExitCode.badInput, sentence };
   if (error instanceof DeviceError) return { exitCode: ExitCode.noDevice, sentence };
   if (error instanceof LeanAttentionError)

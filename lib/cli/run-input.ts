@@ -14,13 +14,16 @@ const FLOAT_TYPES: ReadonlyMap<SafetensorsDtype, DType> = new Map([
 
 export const FILE_TYPE_OF: Readonly<Record<DType, SafetensorsDtype>> = { f32: 'F32', f16: 'F16', bf16: 'BF16' };
 
-/** What a file asks for, with everything that has a default filled in. */
+/** What a file asks for. Nothing is made here of a shape's size: a shape with a 0 in it may claim any. */
 export interface RunInput {
   readonly q: Tensor;
   readonly k: Tensor;
   readonly v: Tensor;
   readonly layout: Layout;
-  readonly contextLengths: Int32Array;
+  /** Default: the whole capacity of each sequence. */
+  readonly contextLengths: Int32Array | undefined;
+  /** Tokens that the cache can hold of a sequence. */
+  readonly capacity: number;
   readonly pageTable: Int32Array | undefined;
   readonly scale: number | undefined;
   readonly queryLen: number;
@@ -60,8 +63,8 @@ export function readRunInput(file: SafetensorsFile): RunInput {
     k: readTensor(file, kEntry),
     v: readTensor(file, vEntry),
     layout,
-    contextLengths:
-      lengthsEntry === undefined ? new Int32Array(batch).fill(capacity) : new Int32Array(file.read(lengthsEntry)),
+    contextLengths: lengthsEntry === undefined ? undefined : new Int32Array(file.read(lengthsEntry)),
+    capacity,
     pageTable: tableEntry === undefined ? undefined : new Int32Array(file.read(tableEntry)),
     scale,
     queryLen: qEntry.shape.length === 4 ? qEntry.shape[1] : 1,
@@ -79,7 +82,7 @@ export function decodeOptionsOf(input: RunInput): DecodeOptions {
     k,
     v,
     layout,
-    contextLengths,
+    ...(contextLengths === undefined ? {} : { contextLengths }),
     ...(pageTable === undefined ? {} : { pageTable }),
     ...(scale === undefined ? {} : { scale }),
   };

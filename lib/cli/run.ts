@@ -3,7 +3,7 @@
 import type { DecodeOptions, DecodeResult, Device, DeviceSpec, Plan, PlanOptions, Strategy } from '../index';
 import { MAX_WORKERS, parseChoice, parseDevice, parseInteger, STRATEGIES } from './arguments';
 import { openNamedDevice } from './device';
-import { ExitCode, InputError } from './errors';
+import { asSentence, ExitCode, InputError, isRefusal } from './errors';
 import { formatJson } from './json';
 import { defineCommand } from './options';
 import { decodeOptionsOf, FILE_TYPE_OF, type RunInput, readRunInput } from './run-input';
@@ -131,12 +131,13 @@ export async function runDecode(
   input: RunInput,
   settings: RunSettings,
 ): Promise<{ result: DecodeResult; report: RunReport }> {
-  const { numQueryHeads, numKvHeads, headDim, queryLen, contextLengths } = input;
-  const shape: PlanOptions = { numQueryHeads, numKvHeads, headDim, queryLen, kvType: input.k.dtype, contextLengths };
+  const { numQueryHeads, numKvHeads, headDim, queryLen, layout, q, k } = input;
   const options: DecodeOptions = { ...decodeOptionsOf(input), ...settings };
   const start = performance.now();
   const result = await inFileWords(async () => device.decode(options));
   const timeUs = Math.round((performance.now() - start) * 1e3);
+  const contextLengths = input.contextLengths ?? new Int32Array(q.shape[0]).fill(input.capacity);
+  const shape: PlanOptions = { numQueryHeads, numKvHeads, headDim, queryLen, kvType: k.dtype, layout, contextLengths };
   const plan = await inFileWords(async () => device.plan({ ...shape, ...settings }));
   return { result, report: reportOf(device, input, plan, result, timeUs) };
 }
@@ -146,10 +147,9 @@ async function inFileWords<T>(operation: () => Promise<T>): Promise<T> {
   try {
     return await operation();
   } catch (error) {
-    const refused = error instanceof TypeError || error instanceof RangeError;
-    if (!refused || !error.message.startsWith('Expected')) throw error;
+    if (!isRefusal(error)) throw error;
     const message = error.message.replaceAll('contextLengths', 'context_lengths').replaceAll('pageTable', 'page_table');
-    throw new InputError(message.replace(/[.\s]*$/, '.'));
+    throw new InputError(asSentence(message));
   }
 }
 
@@ -169,7 +169,7 @@ function reportOf(device: Device, input: RunInput, plan: Plan, result: DecodeRes
     numQueryHeads,
     numKvHeads,
     headDim,
-    contextLengths: [...input.contextLengths],
+    contextLengths: [...plan.contextLengths],
     tileTokens: plan.tileTokens,
     makespanOverIdeal: plan.makespanOverIdeal,
     workspaceBytes: plan.workspaceBytes,

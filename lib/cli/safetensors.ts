@@ -6,7 +6,9 @@
 
 import { randomBytes } from 'node:crypto';
 import {
+  accessSync,
   closeSync,
+  constants,
   fstatSync,
   fsyncSync,
   lstatSync,
@@ -22,6 +24,7 @@ import {
 import { dirname, join, resolve } from 'node:path';
 
 import { InputError, quote, reasonOf } from './errors';
+import { naming } from './files';
 import {
   type Header,
   headerLength,
@@ -44,7 +47,8 @@ export class SafetensorsFile {
   ) {}
 
   static open(path: string): SafetensorsFile {
-    const descriptor = naming(path, 'to be readable', () => openSync(path, 'r'));
+    // Non-blocking, for a pipe that nobody writes to; of files it changes nothing.
+    const descriptor = naming(path, 'to be readable', () => openSync(path, constants.O_RDONLY | constants.O_NONBLOCK));
     try {
       const status = fstatSync(descriptor);
       if (!status.isFile()) throw new InputError(`Expected ${quote(path)} to be a file, got ${kindOf(status)}.`);
@@ -71,7 +75,9 @@ export class SafetensorsFile {
     try {
       return readBytes(this.descriptor, this.dataStart + entry.begin, entry.end - entry.begin).buffer;
     } catch (error) {
-      throw about(this.path, new SafetensorsError(`cannot read tensor \`${entry.name}\`: ${reasonOf(error)}`));
+      const reason = `cannot read tensor \`${entry.name}\`: ${reasonOf(error)}`;
+      if (error instanceof SafetensorsError) throw about(this.path, new SafetensorsError(reason));
+      throw new InputError(`Expected ${quote(this.path)} to be readable, got: ${reason}.`);
     }
   }
 
@@ -97,6 +103,7 @@ export function checkOutputPath(path: string, inputPath: string): void {
   if (input !== undefined && output !== undefined && input.dev === output.dev && input.ino === output.ino) {
     throw new InputError(`Expected --out to be another file than the input, got ${quote(path)}.`);
   }
+  naming(path, 'to be writable', () => accessSync(dirname(linkTarget(path)), constants.W_OK));
 }
 
 /** Writes beside the target and renames, so that a reader sees the old file or the whole new one, never a part. */
@@ -163,15 +170,6 @@ function readBytes(descriptor: number, position: number, length: number): Uint8A
     done += count;
   }
   return bytes;
-}
-
-/** Runs a file operation; what the system says about it becomes a sentence. */
-function naming<T>(path: string, expectation: string, operation: () => T): T {
-  try {
-    return operation();
-  } catch (error) {
-    throw new InputError(`Expected ${quote(path)} ${expectation}, got: ${reasonOf(error)}.`);
-  }
 }
 
 function about(path: string, error: SafetensorsError): SafetensorsError {

@@ -117,20 +117,23 @@ export function planSchedules(settings: ScheduleSettings): ScheduleReport {
       ...shape,
       tileTokens: plans[0].tileTokens,
       numTiles: plans[0].numTiles,
-      strategies: plans.map(viewOf),
+      strategies: plans.map((plan) => viewOf(plan, shape.numKvHeads)),
     };
   } finally {
     device.dispose();
   }
 }
 
-function viewOf(plan: Plan): ScheduleView {
-  const segments = plan.segments();
-  if (segments.length > MAX_SEGMENTS) {
+function viewOf(plan: Plan, numKvHeads: number): ScheduleView {
+  // A cut makes one segment more of an output tile; the other strategies have a segment a worker.
+  const outputs = plan.contextLengths.filter((tokens) => tokens > 0).length * numKvHeads;
+  const most = plan.strategy === 'lean' ? outputs + plan.workers : plan.workers;
+  if (most > MAX_SEGMENTS) {
     throw new InputError(
-      `Expected --context, --heads and --workers to give at most ${MAX_SEGMENTS} segments, got ${segments.length}.`,
+      `Expected --context, --heads and --workers to give at most ${MAX_SEGMENTS} segments, got up to ${most}.`,
     );
   }
+  const segments = plan.segments();
   return {
     strategy: plan.strategy,
     splits: plan.splits,

@@ -4,6 +4,7 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import type * as Chart from '../../dist/cli/bench/chart';
 import type * as Check from '../../dist/cli/bench/check';
+import type * as CpuEngines from '../../dist/cli/bench/cpu-engine';
 import type * as DevicePools from '../../dist/cli/bench/device-pool';
 import type * as Timers from '../../dist/cli/bench/graph-timer';
 import type * as Overhead from '../../dist/cli/bench/overhead';
@@ -12,6 +13,7 @@ import type * as Statistics from '../../dist/cli/bench/statistics';
 import type * as Trials from '../../dist/cli/bench/trials';
 import type * as Commands from '../../dist/cli/commands';
 import type * as Errors from '../../dist/cli/errors';
+import type * as Json from '../../dist/cli/json';
 import type * as Run from '../../dist/cli/run';
 import type * as RunInput from '../../dist/cli/run-input';
 import type * as Files from '../../dist/cli/safetensors';
@@ -32,6 +34,8 @@ const report: typeof Report = load(path.join(folder, 'bench', 'report.js'));
 const chart: typeof Chart = load(path.join(folder, 'bench', 'chart.js'));
 const check: typeof Check = load(path.join(folder, 'bench', 'check.js'));
 const devicePools: typeof DevicePools = load(path.join(folder, 'bench', 'device-pool.js'));
+const cpuEngines: typeof CpuEngines = load(path.join(folder, 'bench', 'cpu-engine.js'));
+const json: typeof Json = load(path.join(folder, 'json.js'));
 const timers: typeof Timers = load(path.join(folder, 'bench', 'graph-timer.js'));
 
 export const { InputError } = errors;
@@ -48,6 +52,8 @@ const overhead: typeof Overhead = load(path.join(folder, 'bench', 'overhead.js')
 export const { measureOverhead } = overhead;
 export const { DevicePool } = devicePools;
 export const { GraphTimer } = timers;
+export const { CpuEngine } = cpuEngines;
+export const { formatJson } = json;
 
 export interface Outcome {
   exitCode: number | null;

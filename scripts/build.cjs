@@ -33,9 +33,9 @@ if (spawnSync('cmake', ['--version']).error) {
 // Found through require, because package managers may hoist it elsewhere. --out: its default would overwrite node-gyp's.
 const arguments_ = [require.resolve('cmake-js/bin/cmake-js'), 'compile', '--out', 'build/cmake'];
 arguments_.push(`--CDCMAKE_LIBRARY_OUTPUT_DIRECTORY=${path.join(root, 'build', 'Release')}`);
-for (const name of ['LEAN_ATTENTION_CUDA', 'LEAN_ATTENTION_CUDA_ARCHS']) {
-  if (process.env[name]) arguments_.push(`--CD${name}=${process.env[name]}`);
-}
+// Said even where they are the defaults: CMake remembers what an earlier build was told.
+const { LEAN_ATTENTION_CUDA: cuda = 'auto', LEAN_ATTENTION_CUDA_ARCHS: archs = '' } = process.env;
+arguments_.push(`--CDLEAN_ATTENTION_CUDA=${cuda}`, `--CDLEAN_ATTENTION_CUDA_ARCHS=${archs}`);
 if (!spawnSync('ninja', ['--version']).error && !existsSync(path.join(root, 'build/cmake/Makefile'))) {
   arguments_.push('--generator', 'Ninja');
 }
@@ -43,7 +43,8 @@ arguments_.push('--parallel', String(Math.max(1, require('node:os').availablePar
 const result = spawnSync(process.execPath, arguments_, { cwd: root, stdio: 'inherit' });
 if (result.status !== 0) {
   fail(
-    'the native addon did not build (see above). It needs CMake 3.21 and a C++20 compiler (g++ 11, clang 14 or newer).',
+    'the native addon did not build (see above). It needs CMake 3.21 and a C++20 compiler (g++ 11, clang 14 or newer); ' +
+      'where the CUDA kernels are what fails, LEAN_ATTENTION_CUDA=off in the environment leaves them out.',
   );
 }
 if (!loads()) fail('the native addon was built but does not load.');

@@ -31,17 +31,21 @@ if (spawnSync('cmake', ['--version']).error) {
   fail('CMake 3.21 or newer is needed to build the native addon; install it (for example: apt-get install cmake g++).');
 }
 // Found through require, because package managers may hoist it elsewhere. --out: its default would overwrite node-gyp's.
-const arguments_ = [require.resolve('cmake-js/bin/cmake-js'), 'compile', '--out', 'build/cmake'];
+const cmakeJs = require.resolve('cmake-js/bin/cmake-js');
+const arguments_ = ['--out', 'build/cmake'];
 arguments_.push(`--CDCMAKE_LIBRARY_OUTPUT_DIRECTORY=${path.join(root, 'build', 'Release')}`);
-// Said even where they are the defaults: CMake remembers what an earlier build was told.
+// Said even where they are the defaults: CMake's cache remembers what an earlier build was told.
 const { LEAN_ATTENTION_CUDA: cuda = 'auto', LEAN_ATTENTION_CUDA_ARCHS: archs = '' } = process.env;
 arguments_.push(`--CDLEAN_ATTENTION_CUDA=${cuda}`, `--CDLEAN_ATTENTION_CUDA_ARCHS=${archs}`);
 if (!spawnSync('ninja', ['--version']).error && !existsSync(path.join(root, 'build/cmake/Makefile'))) {
   arguments_.push('--generator', 'Ninja');
 }
 arguments_.push('--parallel', String(Math.max(1, require('node:os').availableParallelism())));
-const result = spawnSync(process.execPath, arguments_, { cwd: root, stdio: 'inherit' });
-if (result.status !== 0) {
+// Configured anew each time, in a second or two: cmake-js's own `compile` would keep the switches of the first.
+const done = ['configure', 'build'].every(
+  (step) => spawnSync(process.execPath, [cmakeJs, step, ...arguments_], { cwd: root, stdio: 'inherit' }).status === 0,
+);
+if (!done) {
   fail(
     'the native addon did not build (see above). It needs CMake 3.21 and a C++20 compiler (g++ 11, clang 14 or newer); ' +
       'where the CUDA kernels are what fails, LEAN_ATTENTION_CUDA=off in the environment leaves them out.',

@@ -232,7 +232,8 @@ export class Sequence {
 
   /**
    * Another sequence of the same tokens, on the same pages: nothing is copied until one of them appends. Fork after the
-   * rows of a step have been written: a step whose sequences were forked since cannot be written any more.
+   * rows of a step have been written: a step whose sequences were forked since cannot be written any more, and a
+   * `stream.write` of the same rows would be seen by both.
    */
   fork(): Sequence {
     return this.#owner.adopt(this.#live().fork(this.#id));

@@ -10,6 +10,8 @@ import { Stream } from './stream';
 import { expectContiguous } from './tensor';
 import { describe, expectInteger, expectObject } from './validate';
 
+let numbersOf: (table: KvTable) => Float64Array;
+
 /**
  * Made by `cache.createTable`. It has a fixed number of rows, so that a captured graph serves every later step: rows without
  * a sequence are idle, of length 0.
@@ -24,8 +26,7 @@ export class KvTable {
   readonly contextLengths: DeviceTensor;
   /** i32 [rows, maxPages] */
   readonly pageTable: DeviceTensor;
-  /** @internal In the order of kTableNumbers in csrc/binding/kv_cache.cpp. */
-  readonly numbers: Float64Array;
+  readonly #numbers: Float64Array; // in the order of kTableNumbers in csrc/binding/kv_cache.cpp
   readonly #open: () => NativeKvCache;
   // What the device holds once the uploads are over that this stream was given.
   readonly #lengths: Int32Array;
@@ -38,7 +39,7 @@ export class KvTable {
     this.rows = rows;
     this.maxPages = maxPages;
     const { numKvHeads, headDim, dtype, numPages, pageTokens } = cache;
-    this.numbers = Float64Array.of(rows, numKvHeads, headDim, DTYPE_CODES[dtype], numPages, pageTokens, maxPages);
+    this.#numbers = Float64Array.of(rows, numKvHeads, headDim, DTYPE_CODES[dtype], numPages, pageTokens, maxPages);
     this.#open = open;
     this.contextLengths = cache.device.alloc([rows], { dtype: 'i32' });
     this.pageTable = cache.device.alloc([rows, maxPages], { dtype: 'i32' });
@@ -76,6 +77,10 @@ export class KvTable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+
+  static {
+    numbersOf = (table) => table.#numbers;
+  }
 }
 
 /** From the options of a write in a stream to what native code takes. */
@@ -105,7 +110,7 @@ export function prepareStreamRows(options: StreamWriteOptions): Parameters<Nativ
     deviceMemoryOf(v),
     q === null ? null : deviceMemoryOf(q),
     qOut === null ? null : deviceMemoryOf(qOut),
-    table.numbers,
+    numbersOf(table),
     deviceMemoryOf(pages.k),
     deviceMemoryOf(pages.v),
     deviceMemoryOf(table.contextLengths),

@@ -210,7 +210,10 @@ export interface WriteOptions {
 
 /** What `stream.write` takes: the same in the device's memory, a row for each row of a table. */
 export interface StreamWriteOptions {
-  /** Whose sequences the rows are the last tokens of. Idle rows are skipped. */
+  /**
+   * Whose sequences the rows are the last tokens of. Idle rows are skipped. Each must have been appended to since it was
+   * last forked: until then its last token lies in a page that the fork sees too. Unlike `step.write`, this cannot tell.
+   */
   table: KvTable;
   /** From 0 to cache.layers - 1. */
   layer: number;

@@ -117,10 +117,11 @@ export class Stream {
   async download(source: DeviceTensor, target?: Tensor): Promise<Tensor> {
     const native = this.#open();
     const to = prepareDownload(source, target);
-    const views: NamedViews = [['target', to.data]];
+    const { data, shape } = to; // once: a caller's own tensor may say something else each time
+    const views: NamedViews = [['target', data]];
     expectFixedBuffers(views);
     const expectAttached = rememberBuffers(views);
-    await native.download(deviceMemoryOf(source), to.data.subarray(0, numElements(to.shape)));
+    await native.download(deviceMemoryOf(source), data.subarray(0, numElements(shape)));
     expectAttached();
     return to;
   }
@@ -142,7 +143,7 @@ export class Stream {
   }
 
   /**
-   * Captures what `body` enqueues here, without running it, as a graph: decodes, reads and copies on the device. `body` must
+   * Captures what `body` enqueues here, without running it, as a graph: decodes, writes, reads and copies on the device. `body` must
    * enqueue and nothing else; it cannot be asynchronous.
    */
   capture(body: () => void): Graph {
@@ -152,13 +153,19 @@ export class Stream {
     native.beginCapture();
     this.#capturing = true;
     let returned: unknown;
-    let graph: NativeGraph | undefined;
     try {
       returned = body();
-    } finally {
+    } catch (error) {
       this.#capturing = false;
-      graph = native.endCapture();
+      try {
+        native.endCapture();
+      } catch {
+        // The error of the body came first, and says more.
+      }
+      throw error;
     }
+    this.#capturing = false;
+    const graph = native.endCapture();
     if (returned !== undefined) {
       throw new TypeError(`Expected \`body\` to return nothing (it must not be async), got ${describe(returned)}`);
     }

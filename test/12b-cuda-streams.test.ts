@@ -573,6 +573,14 @@ describe('graphs', () => {
         throw oops;
       }),
     ).toThrow(oops);
+    const passing = cuda.device.createStream();
+    const failing = () =>
+      passing.capture(() => {
+        passing.decode(there);
+        passing.dispose();
+        throw new Error('of the body');
+      });
+    expect(failing).toThrow(new Error('of the body'));
     expect(() => stream.capture((async () => {}) as () => void)).toThrow(
       'Expected `body` to return nothing (it must not be async), got a Promise',
     );
@@ -580,7 +588,7 @@ describe('graphs', () => {
       'Expected one capture at a time, got a capture inside a capture',
     );
     expect(() => stream.capture(() => stream.upload(Int32Array.of(1, 2, 3), there.contextLengths))).toThrow(
-      'Expected decodes and copies on the device inside capture(), got upload()',
+      'Expected decodes, writes and copies on the device inside capture(), got upload()',
     );
     expect((await failure(() => stream.capture(() => void stream.record()))).message).toContain('got record()');
     stream.decode(there);

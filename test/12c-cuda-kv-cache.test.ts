@@ -31,6 +31,30 @@ describe('steps in a stream', () => {
     expect(cuda.device.decodeSync({ q, cache, layer: 0, sequences: [fork] }).out).toEqual(expected.out);
   });
 
+  test('lengths and pages that cannot be are reported by writes too; idle rows are none', async () => {
+    using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
+    using table = cache.createTable({ rows: 2, maxContext: 32 });
+    using rows = cuda.device.alloc([2, 2, 64], { dtype: 'f16' });
+    using stream = cuda.device.createStream();
+    const sequence = cache.createSequence();
+    cache.append([sequence], [20]);
+    const write = () => stream.write({ table, layer: 0, k: rows, v: rows });
+    table.update(stream, [sequence]);
+    write();
+    await stream.finish();
+    const bad = [
+      [table.contextLengths, [20, -5], 'A context length is negative or longer than the cache.'],
+      [table.contextLengths, [1000, 0], 'A context length is negative or longer than the cache.'],
+      [table.pageTable, [0, 99_999, 0, 0], 'The page table holds a page index outside the cache.'],
+    ] as const;
+    for (const [target, values, message] of bad) {
+      stream.upload(Int32Array.from(values), target);
+      write();
+      expect(await failure(() => stream.finish())).toMatchObject({ code: 'BAD_DEVICE_DATA', message });
+      stream.upload(Int32Array.of(20, 0), table.contextLengths);
+    }
+  });
+
   test('a table that could not be brought up to date goes up whole the next time', async () => {
     using cache = cuda.device.createKvCache({ ...SHAPE, dtype: 'f16' });
     using table = cache.createTable({ rows: 2, maxContext: 32 });

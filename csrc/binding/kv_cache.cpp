@@ -112,6 +112,7 @@ StreamAppend stream_append(const Napi::CallbackInfo& info, const Backend& device
   params.cache_strides = {token * params.page_tokens, token, params.head_dim};
   const auto k_pages = memory_of(info[7], "kPages"), v_pages = memory_of(info[8], "vPages"),
              lengths = memory_of(info[9], "contextLengths"), table = memory_of(info[10], "pageTable");
+  if (token < 1 || params.page_tokens < 1) refuse("Expected a table of the cache");
   check_append(params, sizes);
   const auto page_bytes = static_cast<size_t>(token * params.page_tokens * dtype_size(params.kv_type));
   if (k_pages.size() / page_bytes < static_cast<size_t>(params.num_pages) || v_pages.size() != k_pages.size() ||

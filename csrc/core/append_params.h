@@ -55,7 +55,12 @@ struct AppendParams {
   double amplitude;     // what rotated dimensions are multiplied by
 };
 
-// A row's slot, -1 for one that goes nowhere, and its position in its sequence.
+// Instead of a slot, why a row goes nowhere.
+inline constexpr int64_t kIdleRow = -1;
+inline constexpr int64_t kBadLengthRow = -2;  // below 0, or more than the page table can hold
+inline constexpr int64_t kBadPageRow = -3;    // a page that the cache does not have
+
+// A row's slot, below 0 for one that goes nowhere, and its position in its sequence.
 struct RowPlace {
   int64_t slot;
   int32_t position;
@@ -65,10 +70,11 @@ struct RowPlace {
 LEAN_HD inline RowPlace row_place(const AppendParams& params, int32_t row) {
   if (params.slots) return {params.slots[row], params.positions[row]};
   const int32_t length = params.context_lengths[row];
-  if (length < 1 || length > int64_t{params.max_pages} * params.page_tokens) return {-1, 0};
+  if (length == 0) return {kIdleRow, 0};
+  if (length < 0 || length > int64_t{params.max_pages} * params.page_tokens) return {kBadLengthRow, 0};
   const int32_t position = length - 1;
   const int32_t page = params.page_table[int64_t{row} * params.max_pages + position / params.page_tokens];
-  if (page < 0 || page >= params.num_pages) return {-1, 0};
+  if (page < 0 || page >= params.num_pages) return {kBadPageRow, 0};
   return {int64_t{page} * params.page_tokens + position % params.page_tokens, position};
 }
 

@@ -3,6 +3,7 @@
 
 #include "../core/append_params.h"
 #include "instances.h"
+#include "kernel_params.h"
 #include "primitives.h"
 
 namespace lean {
@@ -19,7 +20,11 @@ struct AppendKernel {
     const AppendParams& params = launch.append;
     const int32_t row = cta_index_x();
     const RowPlace place = row_place(params, row);
-    if (place.slot < 0) return;
+    if (place.slot < 0) {
+      if (place.slot != kIdleRow && thread_index() == 0)
+        atomic_or_relaxed(launch.status, place.slot == kBadLengthRow ? kStatusBadContext : kStatusBadPage);
+      return;
+    }
     auto* rotations = reinterpret_cast<Rotation*>(shared);
     const int32_t pairs = params.inverse_frequencies ? params.rotary_dims / 2 : 0;
     const auto amplitude = static_cast<float>(params.amplitude);

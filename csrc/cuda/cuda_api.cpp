@@ -175,7 +175,10 @@ void begin_capture(Stream stream) {
 
 Graph end_capture(Stream stream) {
   cudaGraph_t graph = nullptr;
-  if (cudaStreamEndCapture(native(stream), &graph) != cudaSuccess || !graph) {
+  const cudaError_t ended = cudaStreamEndCapture(native(stream), &graph);
+  const bool is_of_captures = ended >= cudaErrorStreamCaptureUnsupported && ended <= cudaErrorStreamCaptureWrongThread;
+  if (!is_of_captures) check(ended, "Ending the capture");
+  if (!graph) {
     cudaGetLastError();
     return nullptr;
   }

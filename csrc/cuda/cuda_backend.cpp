@@ -110,7 +110,7 @@ class CudaBackend final : public Backend {
       params.q = stage(q_, host.q, bytes.q);
       params.q_out = stage(out_, host.q_out, bytes.q_out);  // gaps between its rows come back as they were
     }
-    launch_append(params, stream_);
+    launch_append(params, nullptr, stream_);
     if (host.q) {
       results_.reserve(bytes.q_out);
       api::copy_to_host(results_.data(), params.q_out, bytes.q_out, stream_);

@@ -86,6 +86,7 @@ class CudaStream final : public Stream {
   ~CudaStream() override {
     try {  // the memory that enqueued work uses must outlive it
       api::use_device(device_);
+      if (capturing_) api::destroy_graph(api::end_capture(stream_));
       api::synchronize(stream_);
     } catch (const Error&) {
     }
@@ -115,7 +116,7 @@ class CudaStream final : public Stream {
 
   void append(const StreamAppend& call) override {
     api::use_device(device_);
-    launch_append(call.params, stream_);
+    launch_append(call.params, static_cast<uint32_t*>(status_.data()), stream_);
     for (const auto& owner : call.owners) hold(owner);
   }
 
@@ -218,8 +219,9 @@ class CudaStream final : public Stream {
 
   void refuse_in_capture(const char* what) const {
     if (capturing_)
-      throw Error(ErrorCode::kInvalidArgument,
-                  std::string("Expected decodes and copies on the device inside capture(), got ") + what + "()");
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          std::string("Expected decodes, writes and copies on the device inside capture(), got ") + what + "()");
   }
 
   void hold(const Shared& what) { (capturing_ ? captured_ : held_).insert(what); }

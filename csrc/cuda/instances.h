@@ -22,6 +22,7 @@ inline constexpr int kTileMapSharedBytes = kTileMapThreads / 32 * 8;
 // A launch carries the inverse frequencies itself: nothing has to lie in device memory for it.
 struct AppendLaunch {
   AppendParams append;
+  uint32_t* status;  // [1] bits of KernelStatus, where lengths and page table lie in device memory
   double inverse_frequencies[kMaxHeadDim / 2];
 };
 const void* append_kernel();     // AppendKernel

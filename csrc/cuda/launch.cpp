@@ -237,10 +237,6 @@ LaunchPlan plan_launch(const LaunchRequest& request) {
   return plan;
 }
 
-void launch_decode(const LaunchRequest& request, api::Stream stream) {
-  launch_decode(request, plan_launch(request), stream);
-}
-
 void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, api::Stream stream) {
   if (request.decode.batch == 0) return;
   if (!request.counters || (plan.scratch_bytes && !request.scratch)) refuse("A launch needs its scratch memory");
@@ -270,9 +266,9 @@ void launch_read(const void* data, size_t bytes, void* sink, int num_processors,
               stream);
 }
 
-void launch_append(const AppendParams& params, api::Stream stream) {
+void launch_append(const AppendParams& params, uint32_t* status, api::Stream stream) {
   if (params.rows == 0) return;
-  AppendLaunch launch{params, {}};
+  AppendLaunch launch{params, status, {}};
   if (params.inverse_frequencies)
     std::copy_n(params.inverse_frequencies, params.rotary_dims / 2, launch.inverse_frequencies);
   api::launch(append_kernel(), {static_cast<unsigned>(params.rows), 1}, kAppendThreads, kAppendSharedBytes, &launch,

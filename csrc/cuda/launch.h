@@ -60,15 +60,14 @@ LaunchPlan plan_launch(const LaunchRequest& request);
 // Loads the code of all decode kernels that the current device can run.
 void load_decode_kernels();
 
-void launch_decode(const LaunchRequest& request, cuda::api::Stream stream);
-// The same, for a plan that is at hand already.
 void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, cuda::api::Stream stream);
 
 // The roofline: reads `bytes` (whole units of 16) once. sink: 4 bytes that are left as they are.
 void launch_read(const void* data, size_t bytes, void* sink, int num_processors, cuda::api::Stream stream);
 
 // Writes rows into a KV cache, and copies pages there. All pointers are device memory, but for inverse_frequencies.
-void launch_append(const AppendParams& params, cuda::api::Stream stream);
+// status: [1] where the KernelStatus bits go; null for rows that have slots.
+void launch_append(const AppendParams& params, uint32_t* status, cuda::api::Stream stream);
 void launch_page_copies(const PageCopyParams& params, cuda::api::Stream stream);
 
 void reset_counters(void* counters, size_t bytes, cuda::api::Stream stream);

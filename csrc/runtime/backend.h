@@ -53,7 +53,7 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual std::string name() const = 0;             // "cpu", "cuda:0"
-  virtual std::string instruction_set() const = 0;  // what the tile code is built for: "avx512", "sm_90a"
+  virtual std::string instruction_set() const = 0;  // what the tile code is built for: "avx512", "sm_90"
   virtual int64_t processors() const = 0;           // a CPU's threads, a GPU's multiprocessors
   // What a request leaves to the device: the workers that run at once, which a schedule is cut for unless the caller
   // says otherwise, and the tokens of a LeanTile. Throws Error if the device cannot run such a request.

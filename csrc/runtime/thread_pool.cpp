@@ -59,8 +59,8 @@ ThreadPool::ThreadPool(int num_threads) {
     wake_spare_.notify_all();
     for (std::thread& thread : threads_) thread.join();
     throw Error(ErrorCode::kOutOfMemory, "The system refused a thread after " + std::to_string(running) + " of " +
-                                             std::to_string(num_threads) + " (" + refusal.code().message() +
-                                             "): ask for fewer with `threads`");
+                                             std::to_string(num_threads) + " (" + refusal.code().message() + ")" +
+                                             (num_threads > 1 ? ": ask for fewer with `threads`" : ""));
   }
 }
 

@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import {
   benchChart,
   CpuEngine,
+  chooseTiles,
   describeTrial,
   failedRows,
   formatCsv,
@@ -127,6 +128,19 @@ describe('bench', () => {
       out: '',
       err: 'lean-attention: Expected --preset overhead without --context, got both.\n',
     });
+  });
+
+  it.each([
+    [64, 4096, 8],
+    [16, 65536, 8],
+    [4, 262144, 8],
+    [9, 262144, 4],
+  ])('checks every head where not all output tiles can be: %d x %d tokens, %d heads', (batch, context, heads) => {
+    const tiles = chooseTiles(new Array(batch).fill(context), heads, 1024);
+    expect(tiles.length).toBeLessThan(batch * heads);
+    expect(new Set(tiles.map(({ sequence, kvHead }) => `${sequence} ${kvHead}`)).size).toBe(tiles.length);
+    const times = Array.from({ length: heads }, (_, head) => tiles.filter(({ kvHead }) => kvHead === head).length);
+    expect(Math.max(...times) - Math.min(...times)).toBeLessThanOrEqual(2);
   });
 
   it('checks each strategy on its own: rows that one leaves unwritten are no number', async () => {

@@ -106,6 +106,17 @@ describe('schedule', () => {
     expectWellFormed(readFileSync(at('schedule.svg'), 'utf8'));
   });
 
+  it.each([
+    ['5x64', '1/1', '4', '63 %'],
+    ['64', '1/1', '132', '1 %'],
+    ['4x64', '1/1', '4', '100 %'],
+  ])('says how busy workers are: %s, %s heads, %s workers', async (context, heads, workers, share) => {
+    const argv = ['schedule', '--context', context, '--heads', heads, '--workers', workers, '--strategy', 'lean'];
+    const { out } = await inProcess([...argv, '--svg', at('busy.svg')]);
+    expect(out).toMatch(new RegExp(`\\nlean .* x +${share} `));
+    expect(readFileSync(at('busy.svg'), 'utf8')).toContain(`workers busy ${share} `);
+  });
+
   it('refuses what nobody could read', async () => {
     const { exitCode, err } = await inProcess(['schedule', '--context', '60000x64', '--heads', '32/8', '--json']);
     expect(exitCode).toBe(2);

@@ -86,7 +86,7 @@ function panel(view: ScheduleView, report: ScheduleReport, top: number, scale: n
         { class: 'body', dx: 10 },
         `makespan ${number(view.makespan)} tiles = ${ratio(view)} × the ideal`,
       ),
-      element('tspan', { class: 'body soft', dx: 10 }, `workers busy ${busyShare(view)} · ${subtitle(view)}`),
+      element('tspan', { class: 'body soft', dx: 10 }, `workers busy ${busyShare(report, view)} · ${subtitle(view)}`),
     ),
     ...workerLabels(workers, rowsTop, rowHeight),
     element('path', { d: rectanglePath(lanes), class: 'lane' }),

@@ -33,7 +33,7 @@ export function scheduleText(report: ScheduleReport, terminal: Terminal): string
       { title: 'strategy', cell: ({ strategy }) => strategy },
       { title: 'makespan', align: 'right', cell: ({ makespan }) => plural(makespan, 'tile') },
       { title: 'over ideal', align: 'right', cell: (view) => `${ratio(view)} x` },
-      { title: 'busy', align: 'right', cell: (view) => busyShare(view) },
+      { title: 'busy', align: 'right', cell: (view) => busyShare(report, view) },
       { title: 'splits', align: 'right', cell: ({ splits }) => String(splits) },
       { title: 'partials', align: 'right', cell: ({ numPartials }) => String(numPartials) },
       { title: 'workspace', align: 'right', cell: ({ workspaceBytes }) => formatBytes(workspaceBytes) },
@@ -48,8 +48,8 @@ export function ratio({ makespanOverIdeal }: ScheduleView): string {
 }
 
 /** The share of the workers' time that is work; the rest is waiting for the slowest. */
-export function busyShare({ makespan, idealMakespan }: ScheduleView): string {
-  return makespan === 0 ? '-' : `${Math.round((100 * idealMakespan) / makespan)} %`;
+export function busyShare({ numTiles, workers }: ScheduleReport, { makespan }: ScheduleView): string {
+  return makespan === 0 ? '-' : `${Math.round((100 * numTiles) / (workers * makespan))} %`;
 }
 
 /** All workers, or evenly spaced ones where all would not fit on a screen. */

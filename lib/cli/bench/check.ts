@@ -73,14 +73,21 @@ export function prepareTileCheck(problem: CheckedProblem): Check {
   };
 }
 
-/** All output tiles, or as many as the budget allows: the longest context's first, then evenly through the batch. */
-function chooseTiles(
+/**
+ * All output tiles, or as many as the budget allows: the longest context's first, then evenly through the batch. Each
+ * sequence's heads are told from another one on, so that no head is passed over in all of them.
+ */
+export function chooseTiles(
   contextLengths: readonly number[],
   numKvHeads: number,
   costPerToken: number,
 ): { sequence: number; kvHead: number }[] {
   const all = contextLengths.flatMap((context, sequence) =>
-    Array.from({ length: numKvHeads }, (_, kvHead) => ({ sequence, kvHead, cost: context * costPerToken })),
+    Array.from({ length: numKvHeads }, (_, i) => ({
+      sequence,
+      kvHead: (sequence + i) % numKvHeads,
+      cost: context * costPerToken,
+    })),
   );
   const total = all.reduce((sum, { cost }) => sum + cost, 0);
   if (total <= BUDGET) return all;

@@ -20,7 +20,9 @@ export function mergeStates(states: readonly DecodeResult[]): DecodeResult {
     expectTensor(`states[${index}].lse`, state.lse);
   }
   const first: Tensor = states[0].out;
-  if (first.shape.length === 0) throw new RangeError('Expected `states[0].out` shape to be [..., headDim], got []');
+  if (!(first.shape[first.shape.length - 1] > 0)) {
+    throw new RangeError(`Expected \`states[0].out\` shape to be [..., headDim], got [${first.shape.join(', ')}]`);
+  }
   for (const [index, { out, lse }] of (states as readonly DecodeResult[]).entries()) {
     expectLike(`states[${index}].out`, out, first.shape, first.dtype);
     expectLike(`states[${index}].lse`, lse, first.shape.slice(0, -1), 'f32');

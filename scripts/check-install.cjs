@@ -32,9 +32,10 @@ const USE = `
   if (!out.data.every((value) => value === 1)) throw new Error('wrong result');
 `;
 
-const packed = JSON.parse(run('pack', root, 'npm', 'pack', '--json', '--pack-destination', folder));
+// A list, or since npm 12 an object by name.
+const [packed] = Object.values(JSON.parse(run('pack', root, 'npm', 'pack', '--json', '--pack-destination', folder)));
 writeFileSync(path.join(folder, 'package.json'), '{ "private": true }');
-run('install', folder, 'npm', 'install', '--prefer-offline', '--no-audit', '--no-fund', `./${packed[0].filename}`);
+run('install', folder, 'npm', 'install', '--prefer-offline', '--no-audit', '--no-fund', `./${packed.filename}`);
 run('require', folder, process.execPath, '-e', `const { openDevice, tensor } = require('lean-attention');${USE}`);
 writeFileSync(path.join(folder, 'use.mjs'), `import { openDevice, tensor } from 'lean-attention';${USE}`);
 run('import', folder, process.execPath, 'use.mjs');

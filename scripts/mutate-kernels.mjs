@@ -33,7 +33,7 @@ const FILES = [
     .filter(
       (name) =>
         /\.h$/.test(name) &&
-        !/primitives|config|entry|launch|error|backend|instances|params|api|read_kernel|append_kernel|owned|stream/.test(
+        !/primitives|config|entry|launch|error|backend|instances|params|api|read_kernel|append_kernel|owned|stream|staging/.test(
           name,
         ),
     )

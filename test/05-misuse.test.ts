@@ -1076,6 +1076,12 @@ describe('mergeStates', () => {
       'Expected `states[1].lse` to hold 8 elements, got 0: its ArrayBuffer was detached or shrunk after tensor() was called',
     ],
     [
+      'heads of no dimensions',
+      [{ out: f32([2, 0]), lse: f32([2]) }],
+      RangeError,
+      'Expected `states[0].out` shape to be [..., headDim], got [2, 0]',
+    ],
+    [
       'a number without axes',
       [{ out: f32([]), lse: f32([]) }],
       RangeError,

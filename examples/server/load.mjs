@@ -124,9 +124,10 @@ async function stream(uniform, goAfter) {
   count('streamed');
 }
 
-/** No room is an answer too. @param {import('node:http').IncomingMessage} response */
+/** No room is an answer too, and so is that a small cache can never hold so much. @param {import('node:http').IncomingMessage} response */
 async function refused(response) {
   const text = await textOf(response);
+  if (response.statusCode === 400 && text.includes('"context_length_exceeded"')) return count('told it is too long');
   if (response.statusCode !== 429) wrong.push(`status ${response.statusCode}: ${text}`);
   count('told to come back');
   await sleep(50);

@@ -143,8 +143,8 @@ export class Stream {
   }
 
   /**
-   * Captures what `body` enqueues here, without running it, as a graph: decodes, writes, reads and copies on the device. `body` must
-   * enqueue and nothing else; it cannot be asynchronous.
+   * Captures what `body` enqueues here, without running it, as a graph: decodes, writes, reads and copies on the device.
+   * `body` must enqueue and nothing else; it cannot be asynchronous.
    */
   capture(body: () => void): Graph {
     const native = this.#open();

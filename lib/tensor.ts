@@ -168,11 +168,8 @@ export function expectTensor(name: string, value: unknown): Tensor {
 function newData(count: number, dtype: DType): TensorData {
   try {
     return dtype === 'f32' ? new Float32Array(count) : new Uint16Array(count);
-  } catch (error) {
-    throw new LeanAttentionError(
-      'OUT_OF_MEMORY',
-      `Not enough memory for a tensor of ${count} elements of '${dtype}': ${error instanceof Error ? error.message : error}`,
-    );
+  } catch {
+    throw new LeanAttentionError('OUT_OF_MEMORY', `Not enough memory for a tensor of ${count} elements of '${dtype}'`);
   }
 }
 

@@ -994,10 +994,7 @@ describe('convert', () => {
   test('what memory cannot hold', () => {
     const endless = tensor(new Float32Array(1), [2 ** 20, 2 ** 20], { strides: [0, 0] });
     expect(thrownBy(() => convert(endless, 'f16'))).toEqual(
-      new LeanAttentionError(
-        'OUT_OF_MEMORY',
-        "Not enough memory for a tensor of 1099511627776 elements of 'f16': Invalid typed array length: 1099511627776",
-      ),
+      new LeanAttentionError('OUT_OF_MEMORY', "Not enough memory for a tensor of 1099511627776 elements of 'f16'"),
     );
   });
 

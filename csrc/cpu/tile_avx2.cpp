@@ -1,5 +1,6 @@
 // Tile code for AVX2 with FMA and F16C. Built with those flags; called only where the processor has them.
 #if defined(__AVX2__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -96,9 +97,13 @@ struct Avx2 {
   }
 };
 
-bool supported() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+// Clang knows "f16c" from version 16 on only.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
 }
+
+bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 
 void read(const void* bytes, size_t size) {
   const char* p = static_cast<const char*>(bytes);

@@ -3,20 +3,17 @@
 
 #include <cuda_runtime_api.h>
 
-#include <source_location>
-
 #include "../runtime/error.h"
 
 namespace lean::cuda::api {
 
 namespace {
 
-void check(cudaError_t status, const char* what, std::source_location where = std::source_location::current()) {
+void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // an error that is not sticky must not be met again by the next call
   throw error_of(static_cast<int>(status),
-                 std::string(what) + " failed: " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")",
-                 where);
+                 std::string(what) + " failed: " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
 }
 
 cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }

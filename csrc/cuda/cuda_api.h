@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
 #include <string>
 
 #include "../runtime/error.h"
@@ -38,7 +37,7 @@ Problem describe_problem(int driver, int runtime, bool driver_too_old);
 std::string describe_shortage(size_t asked, size_t free, size_t total);
 std::string describe_pinned_shortage(size_t asked);
 // What one of the runtime's error numbers means to a caller, with advice; `text` says what failed, and how.
-Error error_of(int number, const std::string& text, std::source_location where = std::source_location::current());
+Error error_of(int number, const std::string& text);
 
 // How many devices there are; none with the reason in `problem`. Never throws.
 int count_devices(Problem& problem) noexcept;

@@ -33,13 +33,13 @@ std::string describe_pinned_shortage(size_t asked) {
 }
 
 // The numbers are cudaError_t's, which keep their meaning from release to release.
-Error error_of(int number, const std::string& text, std::source_location where) {
+Error error_of(int number, const std::string& text) {
   const auto unavailable = [&](const char* reason, const char* advice) {
-    return Error(ErrorCode::kCudaUnavailable, text + advice, where).because(reason);
+    return Error(ErrorCode::kCudaUnavailable, text + advice).because(reason);
   };
   switch (number) {
     case 2:  // memory allocation: of a context, stream, event or graph
-      return Error(ErrorCode::kOutOfMemory, text + "; the device or the host has too little memory left", where);
+      return Error(ErrorCode::kOutOfMemory, text + "; the device or the host has too little memory left");
     case 35:
       return unavailable("driver-too-old", "; update the driver");
     case 46:
@@ -78,9 +78,9 @@ Error error_of(int number, const std::string& text, std::source_location where) 
     case 719:  // launch failure
     case 721:  // tensor memory leaked
     case 999:  // unknown: as when the GPU has gone
-      return Error(ErrorCode::kDeviceLost, text + "; the device can be used again only by a new process", where);
+      return Error(ErrorCode::kDeviceLost, text + "; the device can be used again only by a new process");
     default:
-      return Error(ErrorCode::kLaunchFailed, text, where);
+      return Error(ErrorCode::kLaunchFailed, text);
   }
 }
 

@@ -1,7 +1,6 @@
 // The one exception that native code throws on purpose. The binding turns the code into a JavaScript error class.
 #pragma once
 
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -23,8 +22,7 @@ enum class ErrorCode {
 
 class Error : public std::runtime_error {
  public:
-  Error(ErrorCode code, const std::string& message, std::source_location where = std::source_location::current())
-      : std::runtime_error(message), code_(code), where_(where) {}
+  Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
 
   // Which of several causes of one code it was, as lib/errors.ts names them; empty: there is but one.
   Error because(std::string reason) && {
@@ -34,18 +32,13 @@ class Error : public std::runtime_error {
 
   ErrorCode code() const { return code_; }
   const std::string& reason() const { return reason_; }
-  const std::source_location& where() const { return where_; }
 
  private:
   ErrorCode code_;
   std::string reason_;
-  std::source_location where_;
 };
 
 // The caller's mistake, in one sentence.
-[[noreturn]] inline void refuse(const std::string& sentence,
-                                std::source_location where = std::source_location::current()) {
-  throw Error(ErrorCode::kInvalidArgument, sentence, where);
-}
+[[noreturn]] inline void refuse(const std::string& sentence) { throw Error(ErrorCode::kInvalidArgument, sentence); }
 
 }  // namespace lean

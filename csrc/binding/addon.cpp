@@ -37,7 +37,9 @@ Napi::Value build_info(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
     Napi::Object result = Napi::Object::New(env);
 #if defined(__clang__)
-    result.Set("compiler", "clang " __clang_version__);
+    const auto part = [](int number) { return "." + std::to_string(number); };
+    result.Set("compiler",
+               "clang " + std::to_string(__clang_major__) + part(__clang_minor__) + part(__clang_patchlevel__));
 #else
     result.Set("compiler", "g++ " __VERSION__);
 #endif

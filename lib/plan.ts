@@ -190,19 +190,19 @@ export class Plan {
     });
   }
 
-  /** Like `device.decode`, with this plan's schedule and lengths. */
+  /** Like `device.decode`, with this plan's schedule and lengths; given again, they must be the same. */
   async decode(tensors: PlanTensors): Promise<DecodeResult> {
     return this.#run.decode(this.#planned(tensors), this.#native);
   }
 
-  /** Like `device.decodeSync`, with this plan's schedule and lengths. */
+  /** Like `device.decodeSync`, with this plan's schedule and lengths; given again, they must be the same. */
   decodeSync(tensors: PlanTensors): DecodeResult {
     return this.#run.decodeSync(this.#planned(tensors), this.#native);
   }
 
   #planned(tensors: PlanTensors): DecodeOptions<Tensor | DeviceTensor> {
     const given: Partial<DecodeOptions> = Object(tensors);
-    if (given.contextLengths !== undefined && !isSame(prepareLengths(given.contextLengths), this.#lengths)) {
+    if (given.contextLengths !== undefined && !isDeepStrictEqual(prepareLengths(given.contextLengths), this.#lengths)) {
       throw new RangeError("Expected `contextLengths` to be the plan's where given, got others: see plan.update()");
     }
     const schedule = pickSchedule(given);
@@ -230,8 +230,4 @@ function pickSchedule(options: ScheduleOptions): ScheduleOptions {
   const { strategy, workers, splits, launch } = options;
   const given = Object.entries({ strategy, workers, splits, launch }).filter(([, value]) => value !== undefined);
   return Object.fromEntries(given);
-}
-
-function isSame(a: Int32Array, b: Int32Array): boolean {
-  return a.length === b.length && a.every((value, index) => value === b[index]);
 }

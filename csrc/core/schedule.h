@@ -145,6 +145,7 @@ LEAN_HD inline Schedule flash_attention_2_schedule(const TileMap& map) {
 // splits would do (85 %) but leave pieces of 5 tiles as 13 do; 16 is the answer.
 LEAN_HD inline int64_t choose_num_splits(int64_t outputs, int64_t longest_tiles, int64_t processors) {
   constexpr int64_t kMaxSplits = 128;
+  // 80 %, rounded up: outputs x 5 might overflow.
   if (outputs <= 0 || longest_tiles <= 0 || outputs >= (processors * 4 + 4) / 5) return 1;
   int64_t limit = kMaxSplits;
   if (processors < limit) limit = processors;

@@ -13,14 +13,16 @@ elseif(NOT LEAN_ATTENTION_CUDA STREQUAL "auto")
   message(FATAL_ERROR "Expected LEAN_ATTENTION_CUDA to be auto or off, got '${LEAN_ATTENTION_CUDA}'")
 elseif(NOT LEAN_ATTENTION_NVCC)
   set(why "the CUDA toolkit was not found when it was built; install it, then run: node scripts/build.cjs")
-else()
-  # Old toolkits know no C++20, and each knows host compilers up to some version.
+elseif(NOT LEAN_ATTENTION_NVCC STREQUAL LEAN_ATTENTION_NVCC_WORKS)
+  # Old toolkits know no C++20, and each knows host compilers up to some version. Tried once for each that works.
   file(WRITE ${CMAKE_BINARY_DIR}/nvcc_probe.cu "#include <concepts>\n__global__ void probe() {}\n")
   execute_process(COMMAND ${LEAN_ATTENTION_NVCC} -std=c++20 -arch=sm_80 -c nvcc_probe.cu -o nvcc_probe.o
     WORKING_DIRECTORY ${CMAKE_BINARY_DIR} RESULT_VARIABLE failure OUTPUT_VARIABLE said ERROR_VARIABLE said)
   if(NOT failure EQUAL 0)
     message(WARNING "${LEAN_ATTENTION_NVCC}: ${failure}\n${said}")
     set(why "${LEAN_ATTENTION_NVCC} compiled no C++20 when it was built; CUDA 12.0 or newer is needed, and a C++ compiler that it knows")
+  else()
+    set(LEAN_ATTENTION_NVCC_WORKS ${LEAN_ATTENTION_NVCC} CACHE INTERNAL "The nvcc that has compiled C++20 here")
   endif()
 endif()
 

@@ -129,7 +129,10 @@ PlanRequest read_plan_request(const Numbers& numbers, const Backend& backend) {
     refuse("Expected workers from 0 to 1048576, splits from 0 to 1048576 and at least one KV head");
   request.rows = int64_t{query_heads} / request.num_kv_heads * query_len;
   request.tile_tokens = backend.tile_tokens(request);
-  if (request.processors == 0) request.processors = backend.default_workers(request);
+  if (request.processors == 0) {
+    request.processors = backend.default_workers(request);
+    request.by_cost = backend.cuts_by_cost();
+  }
   return request;
 }
 

@@ -64,9 +64,12 @@ struct QueryRow {
   int32_t head;
 };
 
+LEAN_HD inline QueryRow query_row(int32_t query_len, int32_t group_size, int32_t kv_head, int32_t row) {
+  const int32_t query = query_len == 1 ? 0 : row / group_size;
+  return {query, kv_head * group_size + row - query * group_size};
+}
 LEAN_HD inline QueryRow query_row(const DecodeParams& params, int32_t kv_head, int32_t row) {
-  const int32_t group = params.group_size();
-  return {row / group, kv_head * group + row % group};
+  return query_row(params.query_len, params.group_size(), kv_head, row);
 }
 
 // How many context tokens a query sees: the last query sees them all, each earlier one a token less.

@@ -14,6 +14,11 @@
 
 namespace lean {
 
+// Of numbers that are not negative: unsigned division is the shorter one on a GPU.
+LEAN_HD constexpr int64_t divide(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) / static_cast<uint64_t>(b));
+}
+
 enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2 };
 
 LEAN_HD constexpr int64_t dtype_size(DType type) { return type == DType::kF32 ? 4 : 2; }

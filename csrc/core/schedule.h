@@ -24,17 +24,40 @@ namespace lean {
 
 enum class Strategy : int32_t { kLean = 0, kFixedSplit = 1, kFlashAttention2 = 2 };
 
-// Where the LeanTiles of a batch lie in the global order.
+// Where the output tiles of a batch lie in the global order, by their cost: an output tile costs its LeanTiles, and
+// `end_tiles` more for its end, where results are combined and stored and no tile is computed. Equal shares of the cost
+// take equal times, where equal shares of tiles would leave whoever has many short contexts behind.
 struct TileMap {
-  const int64_t* first_tile;  // [batch + 1] tile index at which each sequence starts; the last entry is the tile count
+  const int64_t*
+      cost_before;  // [batch + 1] cost of one KV head's output tiles in the sequences before; at the end, of all
   int32_t batch;
   int32_t num_kv_heads;
+  int32_t end_tiles = 0;  // 0: the cost is the number of tiles
 
-  LEAN_HD int64_t num_tiles() const { return first_tile[batch]; }
+  LEAN_HD int64_t total_cost() const { return cost_before[batch] * num_kv_heads; }
   LEAN_HD int64_t num_outputs() const { return int64_t{batch} * num_kv_heads; }
 };
 
-// One output tile (sequence, kv_head) and its place [begin, end) in the global tile order.
+// What decides about end_tiles: of one KV head, over all sequences.
+struct TileTotals {
+  int64_t tiles = 0;
+  int64_t outputs = 0;  // that have tiles
+  int64_t longest = 0;  // tiles of the longest one
+};
+
+// On an H200, head dim 128, the end of an output tile takes 4,500 cycles and a tile of 64 tokens 2,900 while all
+// workers read at once. A worker at an end asks for no more K and V once its ring is full, so the end costs more than
+// its own time: of 1, 2 and 3 tiles, 3 was fastest for three of four unequal batches, and within 1 % for the fourth.
+inline constexpr int32_t kEndTiles = 3;
+
+// end_tiles for a lean schedule by cost. 0 for equal contexts, whose shares of tiles and of costs are the same but for
+// where they can be cut at edges; and for shares so small that two cuts might lie in one end.
+LEAN_HD constexpr int32_t choose_end_tiles(const TileTotals& totals, int32_t num_kv_heads, int64_t workers) {
+  if (totals.longest * totals.outputs == totals.tiles) return 0;
+  return totals.tiles * num_kv_heads > kEndTiles * workers + workers ? kEndTiles : 0;
+}
+
+// One output tile (sequence, kv_head) and its place [begin, end) in the global order; the end_tiles come last.
 struct Output {
   int32_t sequence;
   int32_t kv_head;
@@ -43,17 +66,18 @@ struct Output {
 };
 
 LEAN_HD inline Output output_of(const TileMap& map, int32_t sequence, int32_t kv_head) {
-  const int64_t begin = map.first_tile[sequence];
-  const int64_t tiles = (map.first_tile[sequence + 1] - begin) / map.num_kv_heads;
-  return {sequence, kv_head, begin + kv_head * tiles, begin + (kv_head + 1) * tiles};
+  const int64_t before = map.cost_before[sequence];
+  const int64_t tiles = map.cost_before[sequence + 1] - before;
+  const int64_t begin = before * map.num_kv_heads + kv_head * tiles;
+  return {sequence, kv_head, begin, begin + tiles};
 }
 
 // The sequence that holds global tile `tile`: binary search, which passes over empty ones.
 LEAN_HD inline int32_t sequence_at(const TileMap& map, int64_t tile) {
-  int32_t low = 0, high = map.batch;  // first_tile[low] <= tile < first_tile[high]
+  int32_t low = 0, high = map.batch;  // the tile lies in sequences [low, high)
   while (high - low > 1) {
     const int32_t middle = low + (high - low) / 2;
-    if (map.first_tile[middle] <= tile)
+    if (map.cost_before[middle] * map.num_kv_heads <= tile)
       low = middle;
     else
       high = middle;
@@ -64,9 +88,9 @@ LEAN_HD inline int32_t sequence_at(const TileMap& map, int64_t tile) {
 // The output tile that holds global tile `tile`.
 LEAN_HD inline Output output_at(const TileMap& map, int64_t tile) {
   const int32_t sequence = sequence_at(map, tile);
-  const int64_t begin = map.first_tile[sequence];
-  const int64_t tiles = (map.first_tile[sequence + 1] - begin) / map.num_kv_heads;
-  return output_of(map, sequence, static_cast<int32_t>((tile - begin) / tiles));
+  const int64_t before = map.cost_before[sequence];
+  const int64_t tiles = map.cost_before[sequence + 1] - before;
+  return output_of(map, sequence, static_cast<int32_t>(divide(tile - before * map.num_kv_heads, tiles)));
 }
 
 // The output tile after `output`; there is one. Mostly a few additions: this is what a walk over many output tiles
@@ -75,7 +99,8 @@ LEAN_HD inline Output next_output(const TileMap& map, const Output& output) {
   if (output.kv_head + 1 < map.num_kv_heads)
     return {output.sequence, output.kv_head + 1, output.end, output.end + (output.end - output.begin)};
   int32_t sequence = output.sequence + 1;
-  if (map.first_tile[sequence + 1] == output.end) sequence = sequence_at(map, output.end);  // it is empty
+  if (map.cost_before[sequence + 1] == map.cost_before[sequence])
+    sequence = sequence_at(map, output.end);  // it is empty
   return output_of(map, sequence, 0);
 }
 
@@ -105,9 +130,10 @@ inline constexpr int64_t kSnapDivisor = 40;
 struct Schedule {
   Strategy strategy;
   int64_t num_workers;  // workers that own tiles; for lean none of their ranges is empty
-  int64_t num_tiles;
-  int64_t num_splits;  // fixed-split: workers per output tile, else 1
-  int64_t snap;        // lean: largest distance that a cut moves to an output tile's edge
+  int64_t total_cost;   // of all output tiles
+  int64_t num_splits;   // fixed-split: workers per output tile, else 1
+  int64_t snap;         // lean: largest distance that a cut moves to an output tile's edge
+  int32_t end_tiles;    // the map's
 
   // Scratch: a worker has at most two partials (the output tile it finishes and the one it leaves unfinished), and is
   // the first contributor of at most one output tile, whose arrivals it counts.
@@ -121,21 +147,32 @@ LEAN_HD inline int64_t partial_slot(int64_t first_worker, int64_t index) {
   return index == 0 ? 2 * first_worker + 1 : 2 * (first_worker + index);
 }
 
+// The fewest workers whose longest share is no longer than that of `workers`. Fewer make fewer partials, and cut equal
+// contexts at their edges more often. Worked example: 8 output tiles of 64 tiles. 264 workers have two tiles at most
+// and so have 256, of which none crosses an edge, and 32 instead of 33 or 34 contribute to an output tile.
+LEAN_HD inline int64_t fewest_workers(const TileMap& map, int64_t workers) {
+  const int64_t cost = map.total_cost();
+  if (cost <= workers) return cost;
+  const int64_t share = divide(cost + workers - 1, workers);
+  return divide(cost + share - 1, share);
+}
+
 // Lean: `workers` shares that differ by one tile at most. Workers that would own nothing are left out, so contributors
 // to an output tile are neighbours. With `snap_cuts` shares may differ by 5 % (see kSnapDivisor).
 LEAN_HD inline Schedule lean_schedule(const TileMap& map, int64_t workers, bool snap_cuts) {
-  const int64_t tiles = map.num_tiles();
-  const int64_t active = tiles < workers ? tiles : workers;
-  const int64_t snap = snap_cuts && active > 0 ? tiles / (active * kSnapDivisor) : 0;
-  return {Strategy::kLean, active, tiles, 1, snap};
+  const int64_t cost = map.total_cost();
+  const int64_t active = cost < workers ? cost : workers;
+  const bool long_shares = active > 0 && cost >= active * kSnapDivisor;  // else there is nothing to divide
+  const int64_t snap = snap_cuts && long_shares ? divide(cost, active * kSnapDivisor) : 0;
+  return {Strategy::kLean, active, cost, 1, snap, map.end_tiles};
 }
 
 LEAN_HD inline Schedule fixed_split_schedule(const TileMap& map, int64_t splits) {
-  return {Strategy::kFixedSplit, map.num_outputs() * splits, map.num_tiles(), splits, 0};
+  return {Strategy::kFixedSplit, map.num_outputs() * splits, map.total_cost(), splits, 0, 0};
 }
 
 LEAN_HD inline Schedule flash_attention_2_schedule(const TileMap& map) {
-  return {Strategy::kFlashAttention2, map.num_outputs(), map.num_tiles(), 1, 0};
+  return {Strategy::kFlashAttention2, map.num_outputs(), map.total_cost(), 1, 0, 0};
 }
 
 // FlashAttention-2's choice of splits for fixed-split: one if the output tiles already fill 80 % of the processors,
@@ -167,24 +204,25 @@ LEAN_HD inline int64_t choose_num_splits(int64_t outputs, int64_t longest_tiles,
 
 // Where worker `worker` would begin if cuts never moved.
 LEAN_HD inline int64_t even_cut(const Schedule& schedule, int64_t worker) {
-  return worker * schedule.num_tiles / schedule.num_workers;
+  return divide(worker * schedule.total_cost, schedule.num_workers);
 }
 
 // The worker whose even share holds `tile`: the inverse of even_cut.
 LEAN_HD inline int64_t even_owner(const Schedule& schedule, int64_t tile) {
-  return ((tile + 1) * schedule.num_workers - 1) / schedule.num_tiles;
+  return divide((tile + 1) * schedule.num_workers - 1, schedule.total_cost);
 }
 
-// A cut strictly inside an output tile moves to its edge when that is near enough; the start is tried first.
+// A cut strictly inside an output tile moves to its edge when that is near enough; the start is tried first. A cut
+// behind its tiles moves to the end.
 LEAN_HD inline int64_t snap_cut(const Schedule& schedule, const Output& output, int64_t cut) {
   if (cut - output.begin <= schedule.snap) return output.begin;
-  if (output.end - cut <= schedule.snap) return output.end;
-  return cut;
+  const int64_t end_snap = schedule.snap > schedule.end_tiles ? schedule.snap : schedule.end_tiles;
+  return output.end - cut <= end_snap ? output.end : cut;
 }
 
 LEAN_HD inline int64_t lean_cut(const Schedule& schedule, const TileMap& map, int64_t worker) {
   const int64_t even = even_cut(schedule, worker);
-  if (schedule.snap == 0 || even == schedule.num_tiles) return even;
+  if ((schedule.snap == 0 && schedule.end_tiles == 0) || even == schedule.total_cost) return even;
   return snap_cut(schedule, output_at(map, even), even);
 }
 
@@ -202,7 +240,7 @@ LEAN_HD inline TileRange lean_contributors(const Schedule& schedule, const Outpu
 
 // Where a worker's range begins. It ends where the next worker's begins; that of `num_workers` is the end of all tiles.
 LEAN_HD inline int64_t cut(const Schedule& schedule, const TileMap& map, int64_t worker) {
-  if (worker == schedule.num_workers) return schedule.num_tiles;
+  if (worker == schedule.num_workers) return schedule.total_cost;
   if (schedule.strategy == Strategy::kLean) return lean_cut(schedule, map, worker);
   const int64_t index = worker / schedule.num_splits;
   const Output output =
@@ -242,22 +280,36 @@ class WorkCursor {
         output_(range_.begin < range_.end ? output_at(map, range_.begin) : Output{}) {}
 
   LEAN_HD bool next(Segment& segment) {
-    if (range_.begin >= range_.end) return false;
+    if (!more()) return false;
+    next_place(segment);
+    count_contributors(segment);
+    return true;
+  }
+
+  LEAN_HD bool more() const { return range_.begin < range_.end; }
+
+  // The next segment, of which there is one, in two steps, for whoever needs to know soon where it lies: all but who
+  // contributes to its output tile, which takes divisions; and that.
+  LEAN_HD void next_place(Segment& segment) {
     const int64_t begin = range_.begin;
     const int64_t end = range_.end < output_.end ? range_.end : output_.end;
-    // Only a range's first and last segment can be partials, so only these need to know who else contributes.
-    const bool covers = begin == output_.begin && end == output_.end;
-    const TileRange workers = covers ? TileRange{worker_, worker_ + 1} : contributors(schedule_, map_, output_);
+    const int64_t tiles = output_.end - output_.begin - map_.end_tiles, end_tile = end - output_.begin;
     segment = {output_.sequence,
                output_.kv_head,
                begin - output_.begin,
-               end - output_.begin,
-               output_.end - output_.begin,
-               workers.begin,
-               workers.end - workers.begin};
+               end_tile < tiles ? end_tile : tiles,
+               tiles,
+               worker_,
+               1};
     range_.begin = end;
     if (end < range_.end) output_ = next_output(map_, output_);
-    return true;
+  }
+  LEAN_HD void count_contributors(Segment& segment) const {
+    // Only a range's first and last segment can be partials, so only these need to know who else contributes.
+    if (segment.begin == 0 && segment.end == segment.output_tiles) return;
+    const TileRange workers = contributors(schedule_, map_, output_of(map_, segment.sequence, segment.kv_head));
+    segment.first_worker = workers.begin;
+    segment.num_contributors = workers.end - workers.begin;
   }
 
  private:

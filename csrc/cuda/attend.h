@@ -9,6 +9,7 @@
 
 #include "../core/decode_params.h"
 #include "../core/softmax_state.h"
+#include "output.h"
 #include "traits.h"
 
 namespace lean {
@@ -20,14 +21,16 @@ class RowTile {
   static constexpr int kDimPairs = K::kHeadDim / 16;  // blocks of 16 dims
   static constexpr int kBlocks = kStepTokens / 16;    // blocks of 16 tokens
 
-  // For the query rows [16 m_tile, …) of a row block. Past its rows the first one is taken again: nobody reads what
+  // Takes the query rows [16 m_tile, …) of a row block. Past its rows the first one is taken again: nobody reads what
   // becomes of it.
-  LEAN_DEVICE RowTile(const DecodeParams& decode, const RowBlock& block, int m_tile) {
+  LEAN_DEVICE void take_rows(const DecodeParams& decode, const RowBlock& block, int m_tile) {
     scale_ = decode.scale * kLog2E;
+    second_half_ = m_tile * kMmaRows + 8 < block.count;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+      if (!has(half)) continue;
       const int32_t block_row = m_tile * kMmaRows + half * 8 + lane_index() / 4;
-      const QueryRow row = query_row(decode, 0, block.first + (block_row < block.count ? block_row : 0));
+      const QueryRow row = block.query_row(0, block_row < block.count ? block_row : 0);
       query_[half] = row.query;
       offset_[half] = query_offset(decode, 0, row) + 2 * (lane_index() % 4);
     }
@@ -35,12 +38,13 @@ class RowTile {
 
   // Loads the query rows of a segment. Beside the states of the segment before, which stay until clear(). All computing
   // threads, none of which attends; collective.
-  LEAN_DEVICE void load_query(const DecodeParams& decode, const Segment& segment, int32_t context_length, int m_tile,
-                              const SharedMemory<K>& shared) {
+  LEAN_DEVICE void load_query(const DecodeParams& decode, const RowBlock& block, const Segment& segment,
+                              int32_t context_length, int m_tile, const SharedMemory<K>& shared) {
     all_visible_ = visible_tokens(decode, context_length, 0);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) visible_[half] = visible_tokens(decode, context_length, query_[half]);
-    const int64_t first = query_offset(decode, segment.sequence, {0, segment.kv_head * decode.group_size()});
+    for (int half = 0; half < 2; ++half)
+      if (has(half)) visible_[half] = visible_tokens(decode, context_length, query_[half]);
+    const int64_t first = query_offset(decode, segment.sequence, {0, segment.kv_head * block.group_size});
     char* const shared_tile = shared.query() + m_tile * kMmaRows * K::kPitch;
     if (decode.q_type == DType::kF32)
       load_rows<float>(decode, first, shared_tile, m_tile);
@@ -85,6 +89,9 @@ class RowTile {
 
   LEAN_DEVICE SoftmaxState state(int half) const { return state_[half]; }
 
+  // Whether any of the warp's query rows is of this half of the M tile.
+  LEAN_DEVICE bool has(int half) const { return half == 0 || second_half_; }
+
   // acc of row half * 8 + lane / 4, dims 8 * block + 2 (lane % 4) and the next.
   LEAN_DEVICE Float2 acc(int block, int half) const { return {acc_[block][2 * half], acc_[block][2 * half + 1]}; }
 
@@ -105,9 +112,10 @@ class RowTile {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Stored* const row = static_cast<const Stored*>(decode.q) + first + offset_[half];
+      const int32_t dims = has(half) ? decode.head_dim : 0;
 #pragma unroll
       for (int i = 0; i < 2 * kDimPairs; ++i) {
-        const uint32_t pair = i * 8 < decode.head_dim ? load_pair(row + i * 8) : 0;
+        const uint32_t pair = i * 8 < dims ? load_pair(row + i * 8) : 0;
         if constexpr (!K::kQueryInShared)
           q_[i / 2][i % 2 * 2 + half] = pair;
         else if (writes)
@@ -167,7 +175,7 @@ class RowTile {
     if (!any_lane(risen[0] > state_[0].m || risen[1] > state_[1].m)) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float factor = rescale_factor(state_[half].m, risen[half]);
+      const float factor = weight_of(state_[half].m, risen[half]);
       state_[half] = {risen[half], state_[half].l * factor};
 #pragma unroll
       for (int i = 0; i < 2 * kDimPairs; ++i) {
@@ -211,13 +219,14 @@ class RowTile {
 
   uint32_t q_[K::kQueryInShared ? 1 : kDimPairs][4];  // the A operand, block of dims by block
   SharedAddress query_rows_;                          // or where the lane finds it
-  int64_t offset_[2];  // where the lane's part of a row begins in q, from the output tile's first row on
-  int32_t query_[2];   // which query of its sequence a row is
+  bool second_half_ = false;
+  int64_t offset_[2] = {};  // where the lane's part of a row begins in q, from the output tile's first row on
+  int32_t query_[2] = {};   // which query of its sequence a row is
   float acc_[2 * kDimPairs][4];
   SoftmaxState state_[2];
-  int32_t visible_[2];   // tokens that the lane's rows see
-  int32_t all_visible_;  // tokens that every row sees
-  float scale_;          // softmax scale, in base 2
+  int32_t visible_[2] = {};  // tokens that the lane's rows see
+  int32_t all_visible_;      // tokens that every row sees
+  float scale_;              // softmax scale, in base 2
 };
 
 }  // namespace lean

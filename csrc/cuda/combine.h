@@ -20,16 +20,16 @@ class Combine {
         block_(block),
         shared_(shared),
         thread_(opaque(thread_index())),
-        lane_(thread_ % kWarpLanes),
-        warp_(thread_ / kWarpLanes) {}
+        lane_(thread_ & (kWarpLanes - 1)),
+        warp_(static_cast<int>(static_cast<uint32_t>(thread_) / kWarpLanes)) {}
 
   // Stores the output tile that the segment covers, or else its partial in `slot`. All computing threads; collective.
   // On return reads of the last slice may go on, which no one writes before the next barrier.
   LEAN_DEVICE void run(RowTile<K>& rows, const Segment& segment, const PartialSlot<K>& slot) const {
     share_states(rows);
     sync();
-    if (thread_ < block_.count) end_row(thread_, segment, slot);
-    sync();
+    if (thread_ < block_.count)
+      end_row(thread_, segment, slot);  // read behind the barrier that the first slice waits for
     const bool whole = segment.covers_output();
     combine(rows, [&](int32_t row, int32_t dim, Float4 acc) {
       const RowEnd& end = shared_.row_end(row);
@@ -48,24 +48,50 @@ class Combine {
 
   LEAN_DEVICE void sync() const { sync_named(K::kComputeBarrier, compute_threads(shared_.config)); }
 
+  // Does `visit(warp)` for the warps that hold an M tile, in their order. Several are visited at once, as many as there
+  // mostly are; a loop whose length the compiler must work out takes a division.
+  template <class Visit>
+  LEAN_DEVICE void for_warps(int m_tile, const Visit& visit) const {
+#pragma unroll 1
+    for (int first = m_tile; first < shared_.config.warps; first += kWarpsAhead * block_.m_tiles) {
+#pragma unroll
+      for (int i = 0; i < kWarpsAhead; ++i) {
+        const int warp = first + i * block_.m_tiles;
+        if (warp < shared_.config.warps) visit(warp);
+      }
+    }
+  }
+
   // All warps' states of all rows, in shared memory.
   LEAN_DEVICE void share_states(RowTile<K>& rows) const {
     rows.end();
     if (lane_ % 4 != 0) return;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) shared_.states(warp_)[half * 8 + lane_ / 4] = rows.state(half);
+    for (int half = 0; half < 2; ++half)
+      if (rows.has(half)) shared_.states(warp_)[half * 8 + lane_ / 4] = rows.state(half);
   }
 
-  // Merges the states of a row over the warps that hold its M tile, in their order. By one thread a row.
+  LEAN_DEVICE const SoftmaxState& shared_state(int warp, int32_t row) const {
+    return shared_.states(warp)[row % kMmaRows];
+  }
+
+  // A row's maximum over the warps that hold its M tile.
+  LEAN_DEVICE float row_maximum(int32_t row) const {
+    float m = kNegInf;
+    for_warps(row / kMmaRows, [&](int warp) { m = fmaxf(m, shared_state(warp, row).m); });
+    return m;
+  }
+
+  // Merges the states of a row, in the order of the warps. By one thread a row.
   LEAN_DEVICE void end_row(int32_t row, const Segment& segment, const PartialSlot<K>& slot) const {
-    SoftmaxState state;
-#pragma unroll kWarpsAhead
-    for (int warp = row / kMmaRows; warp < shared_.config.warps; warp += block_.m_tiles)
-      state = merge(state, shared_.states(warp)[row % kMmaRows]).state;
+    SoftmaxState state{row_maximum(row), 0.0f};
+    for_warps(row / kMmaRows, [&](int warp) {
+      const SoftmaxState part = shared_state(warp, row);
+      state.l += weight_of(part.m, state.m) * part.l;
+    });
     const Finish result = finish(state);
-    const int64_t target =
-        output_row(decode_, segment.sequence, query_row(decode_, segment.kv_head, block_.first + row));
-    shared_.row_end(row) = {state.m, result.normalise, target};
+    const int64_t target = output_row(decode_, segment.sequence, block_.query_row(segment.kv_head, row));
+    shared_.row_end(row) = {result.normalise, target};
     if (segment.covers_output())
       store_global(decode_.lse + target, result.lse);
     else
@@ -75,12 +101,13 @@ class Combine {
   // Sums the warps' acc; `store(row, dim, acc)` takes four dims of a row of the block.
   template <class Store>
   LEAN_DEVICE void combine(const RowTile<K>& rows, const Store& store) const {
-    const int32_t first_row = warp_ % block_.m_tiles * kMmaRows + lane_ / 4;  // the lane's rows: this, and 8 further on
+    const int32_t first_row =
+        (warp_ & (block_.m_tiles - 1)) * kMmaRows + lane_ / 4;  // the lane's rows: this, and 8 further on
     float scale[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int32_t row = first_row + half * 8;
-      scale[half] = row < block_.count ? rescale_factor(rows.state(half).m, shared_.row_end(row).m) : 0.0f;
+      scale[half] = row < block_.count ? weight_of(rows.state(half).m, row_maximum(row)) : 0.0f;
     }
 #pragma unroll 1
     for (int slice = 0; slice < kRowSlices * kDimSlices; ++slice) {
@@ -119,10 +146,8 @@ class Combine {
       const int32_t dim = dim_slice * kSliceDims + i % kSliceQuads * 4;
       if (row >= block_.count || dim >= K::kHeadDim) continue;
       Float4 sum{0, 0, 0, 0};
-#pragma unroll kWarpsAhead
-      for (int warp = m_tile; warp < shared_.config.warps; warp += block_.m_tiles)
-        sum =
-            sum + *reinterpret_cast<const Float4*>(shared_.slice(warp) + slice_row * kSlicePitch + i % kSliceQuads * 4);
+      const int place = slice_row * kSlicePitch + i % kSliceQuads * 4;
+      for_warps(m_tile, [&](int warp) { sum = sum + *reinterpret_cast<const Float4*>(shared_.slice(warp) + place); });
       store(row, dim, sum);
     }
   }

@@ -36,6 +36,7 @@ class CudaBackend final : public Backend {
     return "sm_" + std::to_string(info_.major) + std::to_string(info_.minor);
   }
   int64_t processors() const override { return info_.num_processors; }
+  bool cuts_by_cost() const override { return true; }
   int64_t default_workers(const PlanRequest& request) const override {
     api::use_device(device_);
     return resident_workers(request.kv_type, request.head_dim, request.rows, request.launch);
@@ -169,6 +170,7 @@ class CudaBackend final : public Backend {
     request.decode = params;
     request.strategy = plan.request().strategy;
     request.workers = plan.request().processors;
+    request.by_cost = plan.request().by_cost;
     request.num_splits = static_cast<int32_t>(plan.schedule().num_splits);
     request.options = plan.request().launch;
     return request;
@@ -198,7 +200,7 @@ class CudaBackend final : public Backend {
     const BufferSizes bytes = needed_bytes(host);
     LaunchRequest request = launch_request(*call.plan, host);
     DecodeParams& params = request.decode;
-    const bool reads_cache = call.plan->schedule().num_tiles > 0;
+    const bool reads_cache = call.plan->schedule().total_cost > 0;
     if (!call.q_on_device) params.q = stage(q_, host.q, bytes.q);
     if (!call.k_on_device) params.k = stage(k_, host.k, reads_cache ? bytes.k : 0);
     if (!call.v_on_device) params.v = stage(v_, host.v, reads_cache ? bytes.v : 0);

@@ -98,6 +98,7 @@ class CudaStream final : public Stream {
     request.decode = call.params;
     request.strategy = call.request.strategy;
     request.workers = call.request.processors;
+    request.by_cost = call.request.by_cost;
     request.num_splits = num_splits(call);
     request.options = call.request.launch;
     const LaunchPlan plan = plan_launch(request);

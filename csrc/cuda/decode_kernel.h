@@ -25,7 +25,7 @@ LEAN_DEVICE Schedule make_schedule(const KernelParams& params, const TileMap& ma
     case Strategy::kFlashAttention2:
       return flash_attention_2_schedule(map);
     default:
-      return lean_schedule(map, num_ctas_x(), params.snap_cuts);
+      return lean_schedule(map, params.by_cost ? fewest_workers(map, num_ctas_x()) : num_ctas_x(), params.snap_cuts);
   }
 }
 
@@ -39,11 +39,11 @@ struct DecodeKernel {
   LEAN_DEVICE static void run(const Params& params, char* base) {
     const DecodeParams& decode = params.decode;
     const SharedMemory<K> shared(base, K::config(params));
-    const RowBlock block = RowBlock::of_cta(decode.rows(), shared.config);
+    const RowBlock block = RowBlock::of_cta(decode, shared.config);
     const int64_t worker = cta_index_x();
 
     if constexpr (K::kBulk) prepare_bulk_ring<K>(params, shared);
-    if (!params.first_tile) build_tile_map(params, shared.first_tile(), shared.warp_totals());
+    if (!params.cost_before) build_tile_map(params, shared.cost_before(), shared.warp_totals());
     if (thread_index() < kWarpLanes) find_work(params, worker, shared);
     sync_cta();
     if constexpr (K::kBulk) {
@@ -64,8 +64,9 @@ struct DecodeKernel {
   // lane for each end of the range, because finding one is a chain of divisions.
   LEAN_DEVICE static void find_work(const Params& params, int64_t worker, const SharedMemory<K>& shared) {
     SharedWork& work = *shared.work();
-    const TileMap map{params.first_tile ? params.first_tile : shared.first_tile(), params.decode.batch,
-                      params.decode.num_kv_heads};
+    const int64_t* const cost_before = params.cost_before ? params.cost_before : shared.cost_before();
+    const int32_t batch = params.decode.batch;
+    const TileMap map{cost_before, batch, params.decode.num_kv_heads, static_cast<int32_t>(cost_before[batch + 1])};
     const Schedule schedule = make_schedule(params, map);
     const int lane = lane_index();
     const bool works = worker < schedule.num_workers;
@@ -74,7 +75,12 @@ struct DecodeKernel {
     if (lane != 0) return;
     work.map = map;
     work.schedule = schedule;
-    new (work.start) WorkCursor(work.schedule, work.map, worker, range);
+    WorkCursor& start = *new (work.start) WorkCursor(work.schedule, work.map, worker, range);
+    work.segments[0] = {};
+    work.first_length = 0;
+    if (!start.more()) return;
+    start.next_place(work.segments[0]);
+    work.first_length = context_length(params, work.segments[0].sequence);
   }
 
   // The call's parameters, for code at the ends of a segment: group sizes and divisions that follow from them are
@@ -92,41 +98,42 @@ struct DecodeKernel {
     return *shared.flag() != 0;
   }
 
+  // What copies do not need to know, done while the first ones come. By the computing threads; collective.
+  LEAN_DEVICE static void begin_work(const KernelParams& params, int64_t worker, const SharedMemory<K>& shared,
+                                     const RowBlock& block) {
+    SharedWork& work = *shared.work();
+    const int threads = compute_threads(shared.config);
+    if (thread_index() == 0) {
+      const WorkCursor& cursor = *new (work.cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(work.start));
+      cursor.count_contributors(work.segments[0]);
+    }
+    if (worker == 0 && cta_index_y() == 0) check_context_lengths(params, threads);
+    write_empty_outputs<K>(params.decode, work.map, block, threads);
+    sync_named(K::kComputeBarrier, threads);
+  }
+
   // Beside the end of a segment live the next one's query rows. Where a producer warp or large heads take the registers
   // that this needs, the end comes first.
   static constexpr bool kEarlyQuery = !K::kBulk && !K::kQueryInShared;
 
-  // Each turn looks up a segment and asks for its query rows, ends the segment before it, while these come, and attends
-  // to its tiles.
+  // Attends to the tiles of a segment, looks up the next one and asks for its query rows, and ends the segment, while
+  // these come.
   template <class Ring>
   LEAN_DEVICE static void compute(const KernelParams& params, int64_t worker, const SharedMemory<K>& shared,
                                   const RowBlock& block, Ring& tiles) {
-    // Copies are on their way: time for what nobody waits for.
-    if (worker == 0 && cta_index_y() == 0) check_context_lengths(params, compute_threads(shared.config));
-    write_empty_outputs<K>(params.decode, shared.work()->map, block, compute_threads(shared.config));
-    if (thread_index() == 0)
-      new (shared.work()->cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(shared.work()->start));
+    SharedWork& work = *shared.work();
+    int32_t tile = static_cast<int32_t>(work.segments[0].begin), end = static_cast<int32_t>(work.segments[0].end);
+    if (tile == end) return begin_work(params, worker, shared, block);
+    int32_t length = work.first_length;
     const TokenGroup group = TokenGroup::of_warp(block, shared.config);
-    RowTile<K> rows(params.decode, block, group.m_tile);
-    bool attended = false;
+    RowTile<K> rows;
+    // The first copies are on their way.
+    rows.take_rows(params.decode, block, group.m_tile);
+    rows.load_query(params.decode, block, work.segments[0], length, group.m_tile, shared);
+    rows.clear();
+    begin_work(params, worker, shared, block);
     for (int turn = 0;; turn ^= 1) {
-      const DecodeParams decode = per_segment(params.decode);
-      const auto end_last = [&] {
-        if (attended) end_segment(params, decode, worker, shared, block, rows, shared.work()->segments[turn ^ 1]);
-      };
-      if constexpr (!kEarlyQuery) end_last();
-      Segment& segment = shared.work()->segments[turn];
-      const bool more = next_segment(shared, segment);
-      int32_t length = 0;
-      if (more) {
-        length = context_length(params, segment.sequence);
-        rows.load_query(decode, segment, length, group.m_tile, shared);
-      }
-      if constexpr (kEarlyQuery) end_last();
-      if (!more) return;
-      rows.clear();
-      const int32_t end = static_cast<int32_t>(segment.end);
-      for (int32_t tile = static_cast<int32_t>(segment.begin); tile < end; ++tile) {
+      for (; tile < end; ++tile) {
         const SharedAddress k_rows = tiles.acquire();
         for (int step = group.first_step; step < group.end_step; ++step) {
           const int32_t token = tile * shared.config.tile_tokens + step * kStepTokens;
@@ -136,7 +143,20 @@ struct DecodeKernel {
         }
         tiles.release();
       }
-      attended = true;
+      const DecodeParams decode = per_segment(params.decode);
+      const auto end_this = [&] { end_segment(params, decode, worker, shared, block, rows, work.segments[turn]); };
+      if constexpr (!kEarlyQuery) end_this();
+      Segment& next = work.segments[turn ^ 1];
+      const bool more = next_segment(shared, next);
+      if (more) {
+        length = context_length(params, next.sequence);
+        rows.load_query(decode, block, next, length, group.m_tile, shared);
+      }
+      if constexpr (kEarlyQuery) end_this();
+      if (!more) return;
+      rows.clear();
+      tile = static_cast<int32_t>(next.begin);
+      end = static_cast<int32_t>(next.end);
     }
   }
 

@@ -44,7 +44,7 @@ class FixUp {
                     const SharedMemory<K>& shared)
       : decode_(decode),
         block_(block),
-        workspace_(Workspace<K>::of_cta(params, decode.rows())),
+        workspace_(Workspace<K>::of_cta(params, block.most)),
         shared_(shared),
         thread_(opaque(thread_index())) {}
 
@@ -82,12 +82,10 @@ class FixUp {
     LEAN_DEVICE int64_t count() const { return (end - begin + stride() - 1) >> log2_stride; }
   };
 
-  struct Partial {
-    SoftmaxState state;
-    Float4 acc;
-  };
-  static constexpr int kQuads = K::kHeadDim / 4;
-  static constexpr int kReadAhead = 8;  // partials requested at once: a power of two
+  static constexpr int kQuads = K::kHeadDim / 4;                             // of a row
+  static constexpr int kLaneQuads = (kQuads + kWarpLanes - 1) / kWarpLanes;  // that a lane merges
+  static constexpr int kReadAhead = 16 / kLaneQuads;                         // partials requested at once
+  static_assert(kWarpLanes % kReadAhead == 0);
 
   // Counts this CTA's arrival, after all its threads' stores; true for the last of `count`, which then sees
   // everybody's.
@@ -99,65 +97,88 @@ class FixUp {
     return *shared_.flag() != 0;
   }
 
-  LEAN_DEVICE static Partial merge_two(const Partial& a, const Partial& b) {
-    const Merge both = merge(a.state, b.state);
-    return {both.state, both.weight_a * a.acc + both.weight_b * b.acc};
-  }
-
-  LEAN_DEVICE static Partial load(const PartialSlot<K>& slot, int32_t row, int32_t dim) {
-    const Float2 state = load_global(slot.state(row));
-    return {{state.x, state.y}, load_global(slot.acc(row, dim))};
-  }
-
-  // Four dims of one row, merged over the members in their order: several are read at once, and merged two by two, so
-  // that neither reads nor merges wait for each other.
-  LEAN_DEVICE Partial merge_partials(const Segment& segment, const Members& members, int32_t row, int32_t dim) const {
-    constexpr Partial kNothing{{}, {0, 0, 0, 0}};
-    const int64_t first_worker = segment.first_worker;  // once: the segment lies in memory that loads may change
-    Partial merged = kNothing;
-#pragma unroll 1
-    for (int64_t first = members.begin; first < members.end; first += kReadAhead * members.stride()) {
-      Partial next[kReadAhead];
-#pragma unroll
-      for (int i = 0; i < kReadAhead; ++i) {
-        const int64_t member = first + i * members.stride();
-        next[i] = member < members.end ? load(workspace_.slot(partial_slot(first_worker, member)), row, dim) : kNothing;
-      }
-#pragma unroll
-      for (int width = 1; width < kReadAhead; width *= 2)
-#pragma unroll
-        for (int i = 0; i < kReadAhead; i += 2 * width)
-          if (first + (i + width) * members.stride() < members.end) next[i] = merge_two(next[i], next[i + width]);
-      merged = merge_two(merged, next[0]);
-    }
-    return merged;
-  }
-
-  // The members' merged state becomes the output tile's rows (`whole`), or replaces the first member's partial. In its
-  // slot each thread overwrites only what it alone has read; the states, which several threads read, change afterwards.
+  // The members' merged state becomes the output tile's rows (`whole`), or replaces the first member's partial. A warp
+  // merges a row at a time, and nobody else reads or writes that.
   LEAN_DEVICE void merge_members(const Segment& segment, const Members& members, bool whole) const {
-    const PartialSlot<K> target = slot(segment, members.begin);
 #pragma unroll 1
-    for (int32_t i = thread_; i < block_.count * kQuads; i += compute_threads(shared_.config)) {
-      const int32_t row = i / kQuads, dim = i % kQuads * 4;
-      const Partial merged = merge_partials(segment, members, row, dim);
-      if (whole) {
-        const Finish result = finish(merged.state);
-        const int64_t out =
-            output_row(decode_, segment.sequence, query_row(decode_, segment.kv_head, block_.first + row));
-        store_output(decode_, out, dim, result.normalise * merged.acc);
-        if (dim == 0) store_global(decode_.lse + out, result.lse);
-      } else {
-        store_global(target.acc(row, dim), merged.acc);
-        if (dim == 0) shared_.states(row / kMmaRows)[row % kMmaRows] = merged.state;
+    for (int32_t row = thread_ / kWarpLanes; row < block_.count; row += shared_.config.warps)
+      merge_row(segment, members, row, whole);
+  }
+
+  // Lane i looks at the state of member i, of 32 at a time: their maximum first, so that the weights do not wait for
+  // each other. Then the members' acc, in their order, several requested at once. Collective.
+  LEAN_DEVICE void merge_row(const Segment& segment, const Members& members, int32_t row, bool whole) const {
+    const int lane = thread_ & (kWarpLanes - 1);
+    const int32_t count = static_cast<int32_t>(members.count());
+    const PartialSlot<K> first = slot(segment, members.begin);
+    const float* at = reinterpret_cast<const float*>(first.acc(row, 0));  // the row of the next member to be requested
+    // All but the first one's slots lie at equal distances.
+    const int64_t first_step = slot(segment, members.begin + members.stride()).base - first.base;
+    const int64_t step = partial_slot(0, members.stride()) * workspace_.slot_size;
+
+    SoftmaxState merged;
+    Float4 acc[kLaneQuads] = {};
+    float weight = 0.0f;  // of member `lane`
+#pragma unroll 1
+    for (int32_t i = 0; i < count; i += kReadAhead) {
+      Float4 parts[kReadAhead][kLaneQuads];
+#pragma unroll
+      for (int j = 0; j < kReadAhead; ++j) {
+#pragma unroll
+        for (int k = 0; k < kLaneQuads; ++k) {
+          const int quad = k * kWarpLanes + lane;
+          parts[j][k] = quad < kQuads ? load_global(reinterpret_cast<const Float4*>(at) + quad) : Float4{0, 0, 0, 0};
+        }
+        if (i + j + 1 < count)
+          at += j == 0 && i == 0 ? first_step : step;  // behind the last one: that again, for nothing
+      }
+      if (i % kWarpLanes == 0) {
+        const bool member = i + lane < count;
+        const Float2 read = member
+                                ? load_global(slot(segment, members.begin + (i + lane) * members.stride()).state(row))
+                                : Float2{kNegInf, 0.0f};
+        const float m = fmaxf(merged.m, warp_maximum(read.x));
+        const float kept = weight_of(merged.m, m);
+        weight = weight_of(read.x, m);
+        merged = {m, kept * merged.l + warp_sum(weight * read.y)};
+#pragma unroll
+        for (int k = 0; k < kLaneQuads; ++k) acc[k] = kept * acc[k];
+      }
+#pragma unroll
+      for (int j = 0; j < kReadAhead; ++j) {
+        const float part_weight = shuffle(weight, (i + j) % kWarpLanes);
+#pragma unroll
+        for (int k = 0; k < kLaneQuads; ++k) acc[k] = acc[k] + part_weight * parts[j][k];
       }
     }
-    if (whole) return;
-    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
-    for (int32_t row = thread_; row < block_.count; row += compute_threads(shared_.config)) {
-      const SoftmaxState state = shared_.states(row / kMmaRows)[row % kMmaRows];
-      store_global(target.state(row), Float2{state.m, state.l});
+
+    const Finish result = finish(merged);
+    const int64_t out = output_row(decode_, segment.sequence, block_.query_row(segment.kv_head, row));
+#pragma unroll
+    for (int k = 0; k < kLaneQuads; ++k) {
+      const int dim = (k * kWarpLanes + lane) * 4;
+      if (dim >= K::kHeadDim) continue;
+      if (whole)
+        store_output(decode_, out, dim, result.normalise * acc[k]);
+      else
+        store_global(first.acc(row, dim), acc[k]);
     }
+    if (lane != 0) return;
+    if (whole)
+      store_global(decode_.lse + out, result.lse);
+    else
+      store_global(first.state(row), Float2{merged.m, merged.l});
+  }
+
+  LEAN_DEVICE static float warp_maximum(float value) {
+#pragma unroll
+    for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
+    return value;
+  }
+  LEAN_DEVICE static float warp_sum(float value) {
+#pragma unroll
+    for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
   }
 
   const DecodeParams& decode_;

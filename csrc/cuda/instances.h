@@ -17,7 +17,7 @@ struct DecodeInstances {
 
 const void* tile_map_kernel();  // TileMapKernel
 inline constexpr int kTileMapThreads = 512;
-inline constexpr int kTileMapSharedBytes = kTileMapThreads / 32 * 8;
+inline constexpr int kTileMapSharedBytes = kTileMapThreads / 32 * 16;
 
 // A launch carries the inverse frequencies itself: nothing has to lie in device memory for it.
 struct AppendLaunch {

@@ -73,6 +73,7 @@ inline constexpr int kSliceDims = 64;         // M tile and so many dims
 inline constexpr int kSlicePitch = 72;        // floats from row to row of a slice: free of bank conflicts
 inline constexpr int kRowEndBytes = 16;       // of RowEnd
 inline constexpr int kSharedBatch = 384;      // sequences whose tile prefix fits into shared memory
+inline constexpr int kTileTotalsBytes = 16;   // of WarpTotals
 inline constexpr int kSharedWorkBytes = 320;  // of SharedWork
 inline constexpr int kSegmentWalkBytes = 96;  // of SegmentWalk
 inline constexpr int kRowPairBytes = 16;      // of RowPair
@@ -109,8 +110,8 @@ constexpr int bytes_in_flight(const KernelConfig& config) {
 // A CTA's dynamic shared memory: byte offsets, in the order in which the arrays lie. What depends on the number of
 // warps comes last but for the ring, which depends on that of the stages too; so kernels know all offsets but its own.
 struct SharedLayout {
-  int first_tile;   // [kSharedBatch + 1] int64
-  int warp_totals;  // [max_warps(head_dim) + 1] int64
+  int cost_before;  // [kSharedBatch + 2] int64
+  int warp_totals;  // [max_warps(head_dim) + 1] TileTotals
   int barriers;     // [2][kMaxStages] mbarriers: a stage is full, a stage is empty
   int work;         // SharedWork: the worker's place in the schedule, kept here because registers are dearer
   int flag;         // int32: what one thread tells the others
@@ -134,8 +135,8 @@ LEAN_HD constexpr SharedLayout shared_layout(int head_dim) {
     end = (end + bytes + 15) / 16 * 16;
     return offset;
   };
-  layout.first_tile = place((kSharedBatch + 1) * 8);
-  layout.warp_totals = place((max_warps(head_dim) + 1) * 8);
+  layout.cost_before = place((kSharedBatch + 2) * 8);
+  layout.warp_totals = place((max_warps(head_dim) + 1) * kTileTotalsBytes);
   layout.barriers = place(2 * kMaxStages * 8);
   layout.work = place(kSharedWorkBytes);
   layout.flag = place(4);

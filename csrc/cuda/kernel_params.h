@@ -17,12 +17,15 @@ struct KernelParams {
   KernelConfig config;
 
   Strategy strategy;
+  int64_t workers;     // CTAs along x of the decode kernel
   int32_t num_splits;  // fixed-split only
   bool snap_cuts;      // lean only
+  bool by_cost;        // lean only: see PlanRequest
 
   // Scratch memory. Workers are the CTAs along x, slots are 2 per worker (see Schedule).
-  int64_t* first_tile;  // [batch + 1], filled by an earlier kernel; null: the batch fits into shared memory
-  float* partials;      // [row blocks, slots, slot_floats]
+  int64_t* cost_before;  // [batch + 2], see build_tile_map; filled by an earlier kernel; null: the batch fits into
+                         // shared memory
+  float* partials;       // [row blocks, slots, slot_floats]
   uint32_t* counters;  // [row blocks, 2, slots] first-level arrivals, then last-level ones; 0 before and after a launch
   uint32_t* status;    // [1] bits of KernelStatus, set by the kernels and cleared by the host
 };

@@ -27,7 +27,8 @@ class AsyncRing {
         shared_(shared),
         group_(group),
         walk_(params, *shared.work(), shared.walk(warp_index())),
-        policy_(num_ctas_y() == 1 ? evict_first_policy() : evict_normal_policy()) {
+        policy_(num_ctas_y() == 1 ? evict_first_policy() : evict_normal_policy()),
+        even_rows_(steps_are_even(params.decode)) {
     if (group.copy_step >= 0) look_up_next();
 #pragma unroll 1
     for (int stage = 0; stage < shared.config.stages - 1; ++stage) copy_next();
@@ -70,35 +71,68 @@ class AsyncRing {
   }
   LEAN_DEVICE int next_stage(int stage) const { return stage + 1 == shared_.config.stages ? 0 : stage + 1; }
 
+  // Whether all rows of a step that a context covers lie at equal distances, in one page, with offsets of 32 bits.
+  LEAN_DEVICE static bool steps_are_even(const DecodeParams& decode) {
+    constexpr int64_t kFarthest = (int64_t{1} << 31) / kStepTokens / TokenRows::kElementBytes - 1;
+    return decode.head_dim == K::kHeadDim && (!decode.page_table || decode.page_tokens % kStepTokens == 0) &&
+           decode.k_strides.token <= kFarthest && decode.v_strides.token <= kFarthest;
+  }
+
   LEAN_DEVICE void look_up_next() {
     TilePlace place;
     more_ = walk_.next(place);
     if (!more_) return;
-    rows_.look_up(params_.decode, place,
-                  place.first_token + group_.copy_step * kStepTokens + lane_index() % kStepTokens);
+    const int32_t first = place.first_token + group_.copy_step * kStepTokens;
+    even_ = even_rows_ && first + kStepTokens <= place.context_length;
+    const int lane = lane_index();
+    rows_.look_up(params_.decode, place, first + (even_ ? copied_row(0, lane) : lane % kStepTokens));
   }
 
   // Starts to copy this warp's share of the tile that was looked up, as one group, and looks up the tile after it.
   LEAN_DEVICE void copy_next() {
     if (more_) {
-      const int lane = lane_index();
-      RowPair* const step_rows = shared_.step_rows(warp_index());
-      sync_warp();  // the rows of the step before are no longer read
-      if (lane < kStepTokens) step_rows[lane] = rows_.rows(params_);
-      sync_warp();
       const SharedAddress k_rows = stage_address(refill_) + group_.copy_step * K::kStepBytes;
-#pragma unroll
-      for (int first = 0; first < kCopies; first += kReadAhead) {
-        RowPair sources[kReadAhead];  // read together, so that no copy waits for a read behind the copy before it
-#pragma unroll
-        for (int i = 0; i < kReadAhead; ++i) sources[i] = step_rows[copied_row(first + i, lane)];
-#pragma unroll
-        for (int i = 0; i < kReadAhead; ++i) copy_chunks(sources[i], first + i, lane, k_rows);
-      }
+      if (even_ && rows_.page_exists(params_.decode))
+        copy_even_step(k_rows);
+      else
+        copy_step(k_rows);
       refill_ = next_stage(refill_);
       look_up_next();
     }
     commit_copies();  // an empty group past the end, so that wait_copies can count
+  }
+
+  // A step of equal distances: every lane works out where its chunks lie.
+  LEAN_DEVICE void copy_even_step(SharedAddress k_rows) const {
+    const DecodeParams& decode = params_.decode;
+    const int lane = lane_index();
+    const RowPair row = rows_.rows(params_);  // of the lane's first copy
+    const int k_stride = static_cast<int>(decode.k_strides.token * TokenRows::kElementBytes);
+    const int v_stride = static_cast<int>(decode.v_strides.token * TokenRows::kElementBytes);
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int chunk = copied_place(i, lane) % kRowChunks, further = copied_row(i, lane) - copied_row(0, lane);
+      const SharedAddress target = k_rows + copied_row(i, lane) * K::kPitch + chunk * 16;
+      copy_async_16(target, row.k + further * k_stride + chunk * 16, true, policy_);
+      copy_async_16(target + kStepTokens * K::kPitch, row.v + further * v_stride + chunk * 16, true, policy_);
+    }
+  }
+
+  // Any step: a lane for each row finds it, and tells the others.
+  LEAN_DEVICE void copy_step(SharedAddress k_rows) const {
+    const int lane = lane_index();
+    RowPair* const step_rows = shared_.step_rows(warp_index());
+    sync_warp();  // the rows of the step before are no longer read
+    if (lane < kStepTokens) step_rows[lane] = rows_.rows(params_);
+    sync_warp();
+#pragma unroll
+    for (int first = 0; first < kCopies; first += kReadAhead) {
+      RowPair sources[kReadAhead];  // read together, so that no copy waits for a read behind the copy before it
+#pragma unroll
+      for (int i = 0; i < kReadAhead; ++i) sources[i] = step_rows[copied_row(first + i, lane)];
+#pragma unroll
+      for (int i = 0; i < kReadAhead; ++i) copy_chunks(sources[i], first + i, lane, k_rows);
+    }
   }
 
   // The lane's i-th chunk of a step, from one row of K and from the same of V.
@@ -116,9 +150,11 @@ class AsyncRing {
   TileWalk walk_;
   TokenRows rows_;
   CachePolicy policy_;
+  bool even_rows_;  // steps that a context covers are even
   bool more_ = false;
-  int refill_ = 0;  // stage that the next copies fill
-  int full_ = 0;    // stage that the next acquire() returns
+  bool even_ = false;  // the step that was looked up is
+  int refill_ = 0;     // stage that the next copies fill
+  int full_ = 0;       // stage that the next acquire() returns
 };
 
 }  // namespace lean

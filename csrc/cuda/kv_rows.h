@@ -30,12 +30,12 @@ struct SegmentWalk {
   int32_t begin;
   int32_t end;
   int32_t context_length;
-  bool more;
+  bool more;  // segments follow
 
   LEAN_DEVICE void advance(const KernelParams& params) {
     Segment segment;
-    more = cursor.next(segment);
-    if (!more) return;
+    cursor.next_place(segment);
+    more = cursor.more();
     sequence = segment.sequence;
     kv_head = segment.kv_head;
     begin = static_cast<int32_t>(segment.begin);
@@ -49,18 +49,26 @@ class TileWalk {
  public:
   // `storage` has room for a SegmentWalk, and is this warp's own. Collective.
   LEAN_DEVICE TileWalk(const KernelParams& params, const SharedWork& work, char* storage)
-      : params_(params), walk_(reinterpret_cast<SegmentWalk*>(storage)) {
-    if (lane_index() == 0)
-      new (storage) SegmentWalk{*reinterpret_cast<const WorkCursor*>(work.start), 0, 0, 0, 0, 0, true};
+      : params_(params),
+        walk_(reinterpret_cast<SegmentWalk*>(storage)),
+        tile_(static_cast<int32_t>(work.segments[0].begin)),
+        segment_end_(static_cast<int32_t>(work.segments[0].end)) {
+    if (lane_index() == 0) {
+      const WorkCursor& start = *reinterpret_cast<const WorkCursor*>(work.start);
+      new (storage) SegmentWalk{
+          start,       work.segments[0].sequence, work.segments[0].kv_head, tile_, segment_end_, work.first_length,
+          start.more()};
+    }
+    sync_warp();
   }
 
   // The worker's next tile; false: there is none. Collective.
   LEAN_DEVICE bool next(TilePlace& place) {
     if (tile_ == segment_end_) {
+      if (!walk_->more) return false;
       sync_warp();  // nobody reads the last segment any more
       if (lane_index() == 0) walk_->advance(params_);
       sync_warp();
-      if (!walk_->more) return false;
       tile_ = walk_->begin;
       segment_end_ = walk_->end;
     }
@@ -71,14 +79,16 @@ class TileWalk {
  private:
   const KernelParams& params_;
   SegmentWalk* walk_;
-  int32_t tile_ = 0;
-  int32_t segment_end_ = 0;
+  int32_t tile_;
+  int32_t segment_end_;
 };
 
 // One token's rows, found in two steps: look_up() starts to read the page table, rows() needs the answer. A tile's
 // work lies between the two, and hides the latency.
 class TokenRows {
  public:
+  static constexpr int64_t kElementBytes = 2;  // f16, bf16
+
   LEAN_DEVICE void look_up(const DecodeParams& decode, const TilePlace& place, int32_t token) {
     valid_ = token < place.context_length;
     if (!valid_) return;  // page tables are not read past a context
@@ -88,10 +98,12 @@ class TokenRows {
     kv_head_ = place.kv_head;
   }
 
+  LEAN_DEVICE bool page_exists(const DecodeParams& decode) const { return page_ >= 0 && page_ < decode.num_pages; }
+
   LEAN_DEVICE RowPair rows(const KernelParams& params) const {
     const DecodeParams& decode = params.decode;
     if (!valid_) return {};
-    if (page_ < 0 || page_ >= decode.num_pages) {
+    if (!page_exists(decode)) {
       atomic_or_relaxed(params.status, kStatusBadPage);
       return {};
     }
@@ -99,8 +111,6 @@ class TokenRows {
   }
 
  private:
-  static constexpr int64_t kElementBytes = 2;  // f16, bf16
-
   LEAN_DEVICE const char* row(const void* cache, const CacheStrides& strides) const {
     return static_cast<const char*>(cache) +
            kElementBytes * (page_ * strides.page + token_in_page_ * strides.token + kv_head_ * strides.head);

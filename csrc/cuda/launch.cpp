@@ -198,7 +198,7 @@ int64_t num_workers(const LaunchRequest& request, const ReadyKernel& kernel) {
 
 // Where the scratch memory's parts lie: the tile map, if any, then the partials.
 size_t tile_map_bytes(const LaunchPlan& plan, int32_t batch) {
-  return plan.tile_map_kernel ? ((size_t(batch) + 1) * sizeof(int64_t) + 15) / 16 * 16 : 0;
+  return plan.tile_map_kernel ? ((size_t(batch) + 2) * sizeof(int64_t) + 15) / 16 * 16 : 0;
 }
 
 }  // namespace
@@ -249,7 +249,9 @@ void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, api::St
   params.strategy = request.strategy;
   params.num_splits = request.num_splits;
   params.snap_cuts = request.snap_cuts;
-  params.first_tile = plan.tile_map_kernel ? reinterpret_cast<int64_t*>(scratch) : nullptr;
+  params.by_cost = request.by_cost;
+  params.workers = plan.workers;
+  params.cost_before = plan.tile_map_kernel ? reinterpret_cast<int64_t*>(scratch) : nullptr;
   params.partials = reinterpret_cast<float*>(scratch + tile_map_bytes(plan, request.decode.batch));
   params.counters = reinterpret_cast<uint32_t*>(counters + kCounterHeader);
   params.status = request.status ? request.status : reinterpret_cast<uint32_t*>(counters);

@@ -24,9 +24,10 @@
 namespace lean {
 
 struct LaunchRequest {
-  DecodeParams decode;  // its pointers are device memory
+  DecodeParams decode{};  // its pointers are device memory
   Strategy strategy = Strategy::kLean;
   int64_t workers = 0;     // lean: CTAs; 0: as many as the GPU holds at once
+  bool by_cost = false;    // lean: see PlanRequest
   int32_t num_splits = 1;  // fixed-split
   bool snap_cuts = true;   // lean
   LaunchOptions options;

@@ -13,6 +13,10 @@ LEAN_DEVICE Float4 operator*(float factor, Float4 v) {
 }
 LEAN_DEVICE Float4 operator+(Float4 a, Float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 
+// rescale_factor() by the approximate exponential, in two instructions: what l and acc of a state with maximum `m`
+// weigh in one with maximum `merged`. The empty state weighs nothing.
+LEAN_DEVICE float weight_of(float m, float merged) { return exp2_approx(m - safe_max(merged)); }
+
 // Four neighbouring dims of an output row, rounded to q's type. Dims past the tensors' head dim are dropped.
 LEAN_DEVICE void store_output(const DecodeParams& decode, int64_t output_row, int32_t dim, Float4 value) {
   if (dim >= decode.head_dim) return;
@@ -50,10 +54,8 @@ struct Workspace {
   int32_t rows;
   int64_t slot_size;  // in floats
 
-  LEAN_DEVICE static Workspace of_cta(const KernelParams& params, int32_t all_rows) {
+  LEAN_DEVICE static Workspace of_cta(const KernelParams& params, int32_t rows) {
     const int32_t block = opaque(cta_index_y());
-    const int32_t most = row_block(K::config(params));
-    const int32_t rows = all_rows < most ? all_rows : most;
     const int64_t slot_size = slot_floats(rows, K::kHeadDim);
     const int64_t slots = 2 * int64_t{num_ctas_x()};
     return {params.partials + block * slots * slot_size, params.counters + block * 2 * slots, rows, slot_size};
@@ -74,11 +76,11 @@ LEAN_DEVICE void write_empty_outputs(const DecodeParams& decode, const TileMap& 
   const int32_t quads = decode.head_dim / 4;
   const int32_t items = decode.num_kv_heads * block.count * quads;
   for (int32_t sequence = cta_index_x(); sequence < decode.batch; sequence += num_ctas_x()) {
-    if (map.first_tile[sequence] != map.first_tile[sequence + 1]) continue;
+    if (map.cost_before[sequence] != map.cost_before[sequence + 1]) continue;
 #pragma unroll 1
     for (int32_t i = thread_index(); i < items; i += threads) {
       const int32_t row = i / quads;
-      const QueryRow query = query_row(decode, row / block.count, block.first + row % block.count);
+      const QueryRow query = block.query_row(row / block.count, row % block.count);
       const int64_t target = output_row(decode, sequence, query);
       store_output(decode, target, i % quads * 4, Float4{0, 0, 0, 0});
       if (i % quads == 0) store_global(decode.lse + target, kNegInf);

@@ -5,6 +5,7 @@
 #include "../core/schedule.h"
 #include "kernel_params.h"
 #include "primitives.h"
+#include "traits.h"
 
 namespace lean {
 
@@ -17,45 +18,77 @@ LEAN_DEVICE int32_t context_length(const KernelParams& params, int32_t sequence)
   return length < 0 ? 0 : length > longest ? longest : length;
 }
 
-LEAN_DEVICE int64_t sequence_tiles(const KernelParams& params, int32_t sequence) {
+// Of one KV head. Tiles have a power of two of tokens.
+LEAN_DEVICE int32_t sequence_tiles(const KernelParams& params, int32_t sequence) {
   const int32_t tile_tokens = params.config.tile_tokens;
-  const int32_t tiles = (context_length(params, sequence) + tile_tokens - 1) / tile_tokens;
-  return int64_t{tiles} * params.decode.num_kv_heads;
+  return (context_length(params, sequence) + tile_tokens - 1) >> log2_of_power(tile_tokens);
 }
 
-// Fills first_tile[batch + 1] with the exclusive prefix sums of the sequences' tiles. All threads of the CTA call it;
-// each sums a run of sequences, warps scan the runs, and `warp_totals` (one a warp, in shared memory) joins the warps.
-// Everybody sees the result on return.
-LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* first_tile, int64_t* warp_totals) {
+// Fills cost_before[batch + 2]: the map's array, and after it its end_tiles. All threads of the CTA
+// call it; each sums a run of sequences, warps scan the runs, and `warp_totals` (one a warp, in shared memory)
+// joins the warps. Everybody sees the result on return.
+LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* cost_before, WarpTotals* warp_totals) {
   const int32_t batch = params.decode.batch;
+  if (batch == 1) {  // there is nothing to sum
+    if (thread_index() == 0) {
+      cost_before[0] = 0;
+      cost_before[1] = sequence_tiles(params, 0);
+      cost_before[2] = 0;
+    }
+    sync_cta();
+    return;
+  }
   const uint32_t threads = num_threads();
   const int32_t run = static_cast<int32_t>((static_cast<uint32_t>(batch) + threads - 1) / threads);
   const int64_t first = int64_t{thread_index()} * run;
   const int32_t begin = static_cast<int32_t>(first < batch ? first : batch);
   const int32_t end = batch - begin < run ? batch : begin + run;
 
-  int64_t sum = 0;
+  const int32_t first_tiles = begin < end ? sequence_tiles(params, begin) : 0;  // mostly all that there is
+  WarpTotals own{first_tiles, first_tiles > 0, first_tiles};
 #pragma unroll 1
-  for (int32_t i = begin; i < end; ++i) sum += sequence_tiles(params, i);
-  int64_t inclusive = sum;
+  for (int32_t i = begin + 1; i < end; ++i) {
+    const int32_t tiles = sequence_tiles(params, i);
+    own = {own.tiles + tiles, own.outputs + (tiles > 0), own.longest < tiles ? tiles : own.longest};
+  }
+  WarpTotals inclusive = own;
 #pragma unroll 1
   for (int delta = 1; delta < kWarpLanes; delta *= 2) {
-    const int64_t before = shuffle_up(inclusive, delta);
-    if (lane_index() >= delta) inclusive += before;
+    const WarpTotals before{shuffle_up(inclusive.tiles, delta), shuffle_up(inclusive.outputs, delta),
+                            shuffle_up(inclusive.longest, delta)};
+    if (lane_index() < delta) continue;
+    inclusive = {inclusive.tiles + before.tiles, inclusive.outputs + before.outputs,
+                 inclusive.longest < before.longest ? before.longest : inclusive.longest};
   }
   const int warp = warp_index();
   if (lane_index() == kWarpLanes - 1) warp_totals[warp] = inclusive;
   sync_cta();
 
-  int64_t tile = inclusive - sum;
+  TileTotals before{inclusive.tiles - own.tiles, inclusive.outputs - own.outputs, 0}, all;
 #pragma unroll 1
-  for (int w = 0; w < warp; ++w) tile += warp_totals[w];
-#pragma unroll 1
-  for (int32_t i = begin; i < end; ++i) {
-    first_tile[i] = tile;
-    tile += sequence_tiles(params, i);
+  for (int w = 0; w * kWarpLanes < num_threads(); ++w) {
+    const WarpTotals totals = warp_totals[w];
+    all = {all.tiles + totals.tiles, all.outputs + totals.outputs,
+           all.longest < totals.longest ? totals.longest : all.longest};
+    if (w >= warp) continue;
+    before.tiles += totals.tiles;
+    before.outputs += totals.outputs;
   }
-  if (thread_index() == num_threads() - 1) first_tile[batch] = tile;
+  const int32_t end_tiles = params.by_cost && params.strategy == Strategy::kLean
+                                ? choose_end_tiles(all, params.decode.num_kv_heads, params.workers)
+                                : 0;
+  int64_t cost = before.tiles + end_tiles * before.outputs;
+  if (begin < end) cost_before[begin] = cost;
+#pragma unroll 1
+  for (int32_t i = begin + 1; i < end; ++i) {
+    const int32_t tiles = sequence_tiles(params, i - 1);
+    cost += tiles > 0 ? tiles + end_tiles : 0;
+    cost_before[i] = cost;
+  }
+  if (thread_index() == 0) {
+    cost_before[batch] = all.tiles + end_tiles * all.outputs;
+    cost_before[batch + 1] = end_tiles;
+  }
   sync_cta();
 }
 
@@ -72,10 +105,10 @@ struct TileMapKernel {
   using Params = KernelParams;
   static constexpr int kThreads = 512;
   static constexpr int kCtasPerSm = 1;
-  static constexpr int kSharedBytes = kThreads / kWarpLanes * 8;
+  static constexpr int kSharedBytes = kThreads / kWarpLanes * kTileTotalsBytes;
 
   LEAN_DEVICE static void run(const Params& params, char* shared) {
-    build_tile_map(params, params.first_tile, reinterpret_cast<int64_t*>(shared));
+    build_tile_map(params, params.cost_before, reinterpret_cast<WarpTotals*>(shared));
   }
 };
 

@@ -39,16 +39,26 @@ struct Traits {
 struct SharedWork {
   Schedule schedule;
   TileMap map;
-  alignas(WorkCursor) char start[sizeof(WorkCursor)];   // the worker's walk over its segments, at its beginning
+  alignas(WorkCursor) char start[sizeof(WorkCursor)];   // the worker's walk over its segments, behind the first one
   alignas(WorkCursor) char cursor[sizeof(WorkCursor)];  // the same, as far as the computing warps are
-  Segment segments[2];                                  // theirs, and the one before or after it
+  // The computing warps' segment, and the one before or after it. The worker's first one is found with its work, but
+  // for who contributes; an empty one: there is none.
+  Segment segments[2];
+  int32_t first_length;  // the first one's context length
 };
 static_assert(sizeof(SharedWork) <= kSharedWorkBytes);
 
+// TileTotals of the sequences that a warp's lanes look at.
+struct WarpTotals {
+  int64_t tiles;
+  int32_t outputs;
+  int32_t longest;
+};
+static_assert(sizeof(WarpTotals) == kTileTotalsBytes);
+
 // Where a query row stands at the end of a segment, worked out by one thread for all.
 struct RowEnd {
-  float m;          // its maximum over all warps
-  float normalise;  // what its acc, measured against m, is multiplied by
+  float normalise;  // what its acc, measured against its maximum, is multiplied by
   int64_t target;   // its row of `out` and `lse`
 };
 static_assert(sizeof(RowEnd) == kRowEndBytes);
@@ -68,8 +78,8 @@ struct SharedMemory {
 
   LEAN_DEVICE SharedMemory(char* base, const KernelConfig& config) : base(base), config(config) {}
 
-  LEAN_DEVICE int64_t* first_tile() const { return reinterpret_cast<int64_t*>(base + K::kLayout.first_tile); }
-  LEAN_DEVICE int64_t* warp_totals() const { return reinterpret_cast<int64_t*>(base + K::kLayout.warp_totals); }
+  LEAN_DEVICE int64_t* cost_before() const { return reinterpret_cast<int64_t*>(base + K::kLayout.cost_before); }
+  LEAN_DEVICE WarpTotals* warp_totals() const { return reinterpret_cast<WarpTotals*>(base + K::kLayout.warp_totals); }
   LEAN_DEVICE SharedAddress barriers() const { return shared_address(base + K::kLayout.barriers); }
   LEAN_DEVICE SharedWork* work() const { return reinterpret_cast<SharedWork*>(base + K::kLayout.work); }
   LEAN_DEVICE int32_t* flag() const { return reinterpret_cast<int32_t*>(base + K::kLayout.flag); }
@@ -95,13 +105,24 @@ struct RowBlock {
   int32_t first;
   int32_t count;
   int32_t m_tiles;
+  int32_t most;        // rows of the first, fullest block
+  int32_t group_size;  // query heads of an output tile, here because the division that finds it is long
+  int32_t query_len;
 
-  LEAN_DEVICE static RowBlock of_cta(int32_t rows, const KernelConfig& config) {
+  LEAN_DEVICE static RowBlock of_cta(const DecodeParams& decode, const KernelConfig& config) {
+    const int32_t group_size = decode.group_size();
+    const int32_t rows = group_size * decode.query_len;
+    const int32_t most = rows < row_block(config) ? rows : row_block(config);
     const int32_t first = cta_index_y() * row_block(config);
-    const int32_t count = rows - first < row_block(config) ? rows - first : row_block(config);
+    const int32_t count = rows - first < most ? rows - first : most;
     int32_t m_tiles = min_m_tiles(config);
     while (m_tiles * kMmaRows < count) m_tiles *= 2;
-    return {first, count, m_tiles};
+    return {first, count, m_tiles, most, group_size, decode.query_len};
+  }
+
+  // Row `row` of the block, as the tensors name it.
+  LEAN_DEVICE QueryRow query_row(int32_t kv_head, int32_t row) const {
+    return lean::query_row(query_len, group_size, kv_head, first + row);
   }
 };
 

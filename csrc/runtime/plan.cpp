@@ -38,7 +38,8 @@ Schedule make_schedule(const PlanRequest& request, const TileMap& map, int64_t l
     case Strategy::kLean:
       break;
   }
-  return lean_schedule(map, request.processors, /*snap_cuts=*/true);
+  const int64_t workers = request.by_cost ? fewest_workers(map, request.processors) : request.processors;
+  return lean_schedule(map, workers, /*snap_cuts=*/true);
 }
 
 bool any_partials(const Schedule& schedule, const TileMap& map) {
@@ -54,21 +55,32 @@ bool any_partials(const Schedule& schedule, const TileMap& map) {
 
 Plan::Plan(const PlanRequest& request, std::vector<int32_t> context_lengths)
     : request_(request), context_lengths_(std::move(context_lengths)) {
-  first_tile_.reserve(context_lengths_.size() + 1);
-  first_tile_.push_back(0);
-  int64_t longest = 0;
-  // The cuts are products of a worker and a tile count in 64 bits.
-  const int64_t most = std::numeric_limits<int64_t>::max() / (request.processors + 1);
+  // The cuts are products of a worker and a cost in 64 bits, and by cost one tile counts as kEndTiles + 1 at most.
+  const int64_t highest_cost = request.by_cost ? kEndTiles + 1 : 1;
+  const int64_t most = std::numeric_limits<int64_t>::max() / highest_cost / (request.processors + 1);
+  const int32_t heads = map().num_kv_heads;
+  const auto tiles_of = [&](int32_t length) {
+    return (int64_t{length} + request.tile_tokens - 1) / request.tile_tokens;
+  };
+  TileTotals totals;
   for (const int32_t length : context_lengths_) {
-    const int64_t tiles = (int64_t{length} + request.tile_tokens - 1) / request.tile_tokens;
-    longest = std::max(longest, tiles);
+    const int64_t tiles = tiles_of(length);
+    totals.tiles += tiles;
+    totals.outputs += tiles > 0;
+    totals.longest = std::max(totals.longest, tiles);
     // Below 2^26 tiles times 2^31 heads on top of a sum that has been checked: nothing overflows before it is refused.
-    first_tile_.push_back(first_tile_.back() + tiles * (request.num_kv_heads / request.heads_per_tile));
-    if (first_tile_.back() > most)
-      refuse("Expected tiles x workers to fit 64 bits, got " + std::to_string(first_tile_.back()) +
+    if (totals.tiles * heads > most)
+      refuse("Expected tiles x workers to fit 64 bits, got " + std::to_string(totals.tiles * heads) +
              " tiles or more and " + std::to_string(request.processors) + " workers");
   }
-  schedule_ = make_schedule(request_, map(), longest);
+  num_tiles_ = totals.tiles * heads * request.heads_per_tile;
+  if (request.by_cost && request.strategy == Strategy::kLean)
+    end_tiles_ = choose_end_tiles(totals, heads, request.processors);
+  cost_before_.reserve(context_lengths_.size() + 1);
+  cost_before_.push_back(0);
+  for (const int32_t length : context_lengths_)
+    cost_before_.push_back(cost_before_.back() + (length > 0 ? tiles_of(length) + end_tiles_ : 0));
+  schedule_ = make_schedule(request_, map(), totals.longest);
   has_partials_ = any_partials(schedule_, map());
 }
 

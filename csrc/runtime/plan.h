@@ -33,6 +33,9 @@ struct LaunchOptions {
 struct PlanRequest {
   Strategy strategy = Strategy::kLean;
   int64_t processors = 1;
+  // Lean: cuts by what output tiles cost (TileMap), and leaves out workers without whom the longest share is as long
+  // (fewest_workers). Else all workers have equal shares of the tiles.
+  bool by_cost = false;
   int64_t splits = 0;  // fixed-split: 0 leaves the choice to FlashAttention-2's rule
   int32_t num_kv_heads = 1;
   int32_t tile_tokens = 64;  // context tokens of a LeanTile
@@ -61,8 +64,8 @@ class Plan {
   const PlanRequest& request() const { return request_; }
   const Schedule& schedule() const { return schedule_; }
   TileMap map() const {
-    return {first_tile_.data(), static_cast<int32_t>(context_lengths_.size()),
-            request_.num_kv_heads / request_.heads_per_tile};
+    return {cost_before_.data(), static_cast<int32_t>(context_lengths_.size()),
+            request_.num_kv_heads / request_.heads_per_tile, end_tiles_};
   }
   const std::vector<int32_t>& context_lengths() const { return context_lengths_; }
 
@@ -73,7 +76,7 @@ class Plan {
   // that are scheduled as one come one after the other.
   std::vector<PlacedSegment> segments() const;
 
-  int64_t num_tiles() const { return schedule_.num_tiles * request_.heads_per_tile; }  // LeanTiles in all
+  int64_t num_tiles() const { return num_tiles_; }  // LeanTiles in all
 
   // The longest a processor works, in tiles, and the least that any schedule could reach.
   int64_t makespan() const;
@@ -85,7 +88,9 @@ class Plan {
 
   PlanRequest request_;
   std::vector<int32_t> context_lengths_;  // [batch]
-  std::vector<int64_t> first_tile_;       // [batch + 1]
+  std::vector<int64_t> cost_before_;      // [batch + 1]
+  int32_t end_tiles_ = 0;
+  int64_t num_tiles_ = 0;
   Schedule schedule_;
   bool has_partials_;
 };

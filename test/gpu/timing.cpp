@@ -134,6 +134,7 @@ void time_shape(const Shape& shape, const LaunchOptions& choice) {
   for (const Trial& trial : kTrials) {
     try {
       request.strategy = trial.strategy;
+      request.by_cost = true;
       request.options = choice;
       request.options.copies = trial.copy_path;
       const int64_t tile = tile_tokens(decode.kv_type, shape.head_dim, decode.rows(), request.options);

@@ -37,7 +37,7 @@ template __global__ void walk<BFloat16>(Schedule, TileMap, DecodeParams, int64_t
 
 __global__ void plan_on_the_device(TileMap map, int64_t workers, Schedule* schedules) {
   schedules[0] = lean_schedule(map, workers, true);
-  schedules[1] = fixed_split_schedule(map, choose_num_splits(map.num_outputs(), map.num_tiles(), workers));
+  schedules[1] = fixed_split_schedule(map, choose_num_splits(map.num_outputs(), map.total_cost(), workers));
   schedules[2] = flash_attention_2_schedule(map);
 }
 

@@ -18,10 +18,23 @@ namespace lean::test {
 namespace {
 
 struct Batch {
-  std::vector<int64_t> first_tile{0};
+  std::vector<int64_t> cost_before{0};
   int32_t num_kv_heads;
+  int32_t end_tiles = 0;
 
-  TileMap map() const { return {first_tile.data(), static_cast<int32_t>(first_tile.size()) - 1, num_kv_heads}; }
+  TileMap map() const {
+    return {cost_before.data(), static_cast<int32_t>(cost_before.size()) - 1, num_kv_heads, end_tiles};
+  }
+
+  // The same contexts, with ends that cost so much.
+  Batch by_cost(int32_t end) const {
+    Batch batch{{0}, num_kv_heads, end};
+    for (size_t i = 1; i < cost_before.size(); ++i) {
+      const int64_t tiles = cost_before[i] - cost_before[i - 1];
+      batch.cost_before.push_back(batch.cost_before.back() + (tiles > 0 ? tiles + end : 0));
+    }
+    return batch;
+  }
 };
 
 // Sequences of very unequal length, many of them empty.
@@ -31,7 +44,7 @@ Batch random_batch(Random& random) {
   const int64_t longest = random.integer(0, 3) == 0 ? 1000 : random.integer(1, 40);
   for (int64_t sequences = random.integer(1, 12); sequences > 0; --sequences) {
     const int64_t tiles = random.integer(0, 2) == 0 ? 0 : random.integer(0, longest);
-    batch.first_tile.push_back(batch.first_tile.back() + tiles * batch.num_kv_heads);
+    batch.cost_before.push_back(batch.cost_before.back() + tiles);
   }
   return batch;
 }
@@ -72,7 +85,7 @@ void check_schedule(const Schedule& schedule, const TileMap& map) {
     }
     CHECK(partials <= 2);
   }
-  CHECK_EQUAL(tiles, map.num_tiles());
+  int64_t costs = tiles;
   for (int32_t sequence = 0; sequence < map.batch; ++sequence) {
     for (int32_t kv_head = 0; kv_head < map.num_kv_heads; ++kv_head) {
       const Output output = output_of(map, sequence, kv_head);
@@ -81,23 +94,26 @@ void check_schedule(const Schedule& schedule, const TileMap& map) {
         continue;
       }
       // Contributors follow each other without a gap, in worker order and in context order, and cover every tile once.
+      const int64_t output_tiles = output.end - output.begin - map.end_tiles;
+      costs += map.end_tiles;
       const std::vector<Contribution>& found = outputs[{sequence, kv_head}];
       int64_t next = 0;
       for (size_t index = 0; index < found.size(); ++index) {
         const auto& [worker, segment] = found[index];
         CHECK_EQUAL(segment.begin, next);
         next = segment.end;
-        CHECK_EQUAL(segment.output_tiles, output.end - output.begin);
+        CHECK_EQUAL(segment.output_tiles, output_tiles);
         CHECK_EQUAL(segment.first_worker, found.front().worker);
         CHECK_EQUAL(segment.num_contributors, static_cast<int64_t>(found.size()));
         CHECK_EQUAL(worker, found.front().worker + static_cast<int64_t>(index));
       }
-      CHECK_EQUAL(next, output.end - output.begin);
+      CHECK_EQUAL(next, output_tiles);
       const TileRange workers = contributors(schedule, map, output);
       CHECK_EQUAL(workers.begin, found.front().worker);
       CHECK_EQUAL(workers.end, found.back().worker + 1);
     }
   }
+  CHECK_EQUAL(costs, map.total_cost());
 }
 
 void check_shares(const Schedule& schedule, const TileMap& map, int64_t largest_difference) {
@@ -114,7 +130,7 @@ TEST(schedule_output_at_is_the_inverse_of_output_of) {
   Random random(1);
   for (int round = 0; round < 500; ++round) {
     const Batch batch = random_batch(random);
-    for (int64_t tile = 0; tile < batch.map().num_tiles(); ++tile) {
+    for (int64_t tile = 0; tile < batch.map().total_cost(); ++tile) {
       const Output output = output_at(batch.map(), tile);
       CHECK(output.begin <= tile && tile < output.end);
       const Output same = output_of(batch.map(), output.sequence, output.kv_head);
@@ -127,7 +143,7 @@ TEST(schedule_even_owner_is_the_inverse_of_even_cut) {
   Random random(2);
   for (int round = 0; round < 3000; ++round) {
     const int64_t workers = random.integer(1, 200);
-    const Schedule schedule{Strategy::kLean, workers, random.integer(workers, 3000), 1, 0};
+    const Schedule schedule{Strategy::kLean, workers, random.integer(workers, 3000), 1, 0, 0};
     for (int64_t worker = 0; worker < workers; ++worker) {
       const int64_t begin = even_cut(schedule, worker), end = even_cut(schedule, worker + 1);
       CHECK(begin < end);
@@ -166,6 +182,79 @@ TEST(schedule_snapped_lean_keeps_every_closed_form) {
   CHECK(moved > 100);  // the batches above do snap
 }
 
+TEST(schedule_cuts_by_cost_keep_every_closed_form) {
+  Random random(11);
+  int by_cost = 0, shared = 0;
+  for (int round = 0; round < 5000; ++round) {
+    const Batch plain = random_batch(random);
+    const int64_t workers = random.integer(1, 12);
+    TileTotals totals;
+    for (size_t i = 1; i < plain.cost_before.size(); ++i) {
+      const int64_t tiles = plain.cost_before[i] - plain.cost_before[i - 1];
+      totals = {totals.tiles + tiles, totals.outputs + (tiles > 0), std::max(totals.longest, tiles)};
+    }
+    const int32_t end_tiles = choose_end_tiles(totals, plain.num_kv_heads, workers);
+    const Batch batch = plain.by_cost(end_tiles);
+    const TileMap map = batch.map();
+    const Schedule schedule = lean_schedule(map, fewest_workers(map, workers), random.integer(0, 1) == 1);
+    check_schedule(schedule, map);
+    by_cost += end_tiles > 0;
+    if (schedule.num_workers == 0) continue;
+    // Every worker has something to do, and nobody's range costs more than its share and what cuts move.
+    const int64_t share = (map.total_cost() + schedule.num_workers - 1) / schedule.num_workers;
+    for (int64_t worker = 0; worker < schedule.num_workers; ++worker) {
+      const TileRange range = worker_range(schedule, map, worker);
+      CHECK(range.begin < range.end);
+      CHECK(range.end - range.begin <= share + schedule.snap + std::max<int64_t>(schedule.snap, end_tiles));
+      shared += segments_of(schedule, map, worker).size() > 1;
+    }
+  }
+  CHECK(by_cost > 1000);
+  CHECK(shared > 1000);
+}
+
+TEST(schedule_end_tiles_examples) {
+  CHECK_EQUAL(choose_end_tiles({512, 8, 64}, 8, 100), 0);          // equal contexts
+  CHECK_EQUAL(choose_end_tiles({500, 8, 64}, 8, 100), kEndTiles);  // 40 tiles a worker
+  CHECK_EQUAL(choose_end_tiles({40, 8, 16}, 8, 80), 0);            // 4 tiles a worker: two cuts might lie in an end
+  CHECK_EQUAL(choose_end_tiles({41, 8, 16}, 8, 80), kEndTiles);
+  CHECK_EQUAL(choose_end_tiles({0, 0, 0}, 8, 80), 0);
+}
+
+// By cost, whoever has many short contexts gets fewer tiles than whoever has a part of a long one.
+TEST(schedule_by_cost_gives_ends_their_time) {
+  Batch plain{{0}, 1};
+  for (int i = 0; i < 32; ++i) plain.cost_before.push_back(plain.cost_before.back() + 2);
+  plain.cost_before.push_back(plain.cost_before.back() + 192);
+  const Batch batch = plain.by_cost(3);
+  const auto tiles_of_first = [](const TileMap& map) {
+    int64_t tiles = 0;
+    for (const Segment& segment : segments_of(lean_schedule(map, 4, true), map, 0))
+      tiles += segment.end - segment.begin;
+    return tiles;
+  };
+  CHECK_EQUAL(tiles_of_first(plain.map()), 64);
+  CHECK_EQUAL(tiles_of_first(batch.map()), 36);  // (32 x 5 + 195) / 4 = 88.75: 18 contexts of 5
+}
+
+TEST(schedule_fewest_workers_have_the_same_longest_share) {
+  Random random(12);
+  for (int round = 0; round < 3000; ++round) {
+    const Batch batch = random_batch(random);
+    const TileMap map = batch.map();
+    const int64_t cost = map.total_cost(), workers = random.integer(1, 300), fewest = fewest_workers(map, workers);
+    const auto longest = [&](int64_t count) { return (cost + count - 1) / count; };
+    CHECK(fewest <= workers);
+    CHECK_EQUAL(fewest > 0, cost > 0);
+    if (cost == 0) continue;
+    CHECK_EQUAL(longest(fewest), longest(workers));
+    if (fewest > 1) CHECK(longest(fewest - 1) > longest(workers));
+  }
+  const Batch equal{{0, 64}, 8};
+  CHECK_EQUAL(fewest_workers(equal.map(), 264), 256);  // the worked example
+  CHECK_EQUAL(fewest_workers(equal.map(), 1000), 512);
+}
+
 TEST(schedule_large_snaps_keep_every_closed_form) {
   // Wider snaps than lean_schedule chooses, up to the most that leaves no worker empty.
   Random random(5);
@@ -173,7 +262,7 @@ TEST(schedule_large_snaps_keep_every_closed_form) {
     const Batch batch = random_batch(random);
     Schedule schedule = lean_schedule(batch.map(), random.integer(1, 12), true);
     if (schedule.num_workers == 0) continue;
-    schedule.snap = random.integer(0, std::max<int64_t>(0, (schedule.num_tiles / schedule.num_workers - 1) / 2));
+    schedule.snap = random.integer(0, std::max<int64_t>(0, (schedule.total_cost / schedule.num_workers - 1) / 2));
     check_schedule(schedule, batch.map());
   }
 }
@@ -182,14 +271,14 @@ TEST(schedule_snap_example_of_the_comment) {
   // 4 workers, 100 tiles each; edges 2 and 3 tiles before the even cuts at 100 and 200.
   Batch batch;
   batch.num_kv_heads = 1;
-  batch.first_tile = {0, 98, 197, 400};
+  batch.cost_before = {0, 98, 197, 400};
   const Schedule schedule = lean_schedule(batch.map(), 4, true);
   CHECK_EQUAL(cut(schedule, batch.map(), 1), 98);
   CHECK_EQUAL(cut(schedule, batch.map(), 2), 200);
   // Shares under 40 tiles are cut exactly.
-  batch.first_tile = {0, 38, 78};
+  batch.cost_before = {0, 38, 78};
   CHECK_EQUAL(cut(lean_schedule(batch.map(), 2, true), batch.map(), 1), 39);
-  batch.first_tile = {0, 39, 80};
+  batch.cost_before = {0, 39, 80};
   CHECK_EQUAL(cut(lean_schedule(batch.map(), 2, true), batch.map(), 1), 39);
 }
 
@@ -215,7 +304,7 @@ TEST(schedule_fixed_split_and_flash_attention_2) {
 TEST(schedule_of_nothing_has_no_work) {
   Batch batch;
   batch.num_kv_heads = 3;
-  batch.first_tile = {0, 0, 0};
+  batch.cost_before = {0, 0, 0};
   CHECK_EQUAL(lean_schedule(batch.map(), 7, true).num_workers, 0);
   for (const Schedule& schedule : {flash_attention_2_schedule(batch.map()), fixed_split_schedule(batch.map(), 5)})
     for (int64_t worker = 0; worker < schedule.num_workers; ++worker)
@@ -225,7 +314,7 @@ TEST(schedule_of_nothing_has_no_work) {
 TEST(schedule_workers_beyond_tiles_are_left_out) {
   Batch batch;
   batch.num_kv_heads = 2;
-  batch.first_tile = {0, 4, 4, 10};
+  batch.cost_before = {0, 2, 2, 5};
   const Schedule schedule = lean_schedule(batch.map(), 1000, true);
   CHECK_EQUAL(schedule.num_workers, 10);
   check_schedule(schedule, batch.map());
@@ -238,7 +327,7 @@ TEST(schedule_a_million_long_sequences_do_not_overflow) {
   batch.num_kv_heads = 128;
   constexpr int64_t kTiles = (int64_t{1} << 31) / 64;
   for (int sequence = 0; sequence < 1'000'000; ++sequence)
-    batch.first_tile.push_back(batch.first_tile.back() + (kTiles - sequence % 3) * batch.num_kv_heads);
+    batch.cost_before.push_back(batch.cost_before.back() + (kTiles - sequence % 3));
   const TileMap map = batch.map();
   for (const bool snap : {false, true}) {
     const Schedule schedule = lean_schedule(map, 2048, snap);
@@ -256,7 +345,7 @@ TEST(schedule_a_million_long_sequences_do_not_overflow) {
       }
       if (!snap) CHECK_EQUAL(even_owner(schedule, range.end - 1), worker);
     }
-    CHECK_EQUAL(next, map.num_tiles());
+    CHECK_EQUAL(next, map.total_cost());
     check_shares(schedule, map, snap ? 1 + 4 * schedule.snap : 1);
   }
 }
@@ -319,6 +408,7 @@ TEST(plan_places_every_segment_and_tells_the_makespan) {
     request.strategy = static_cast<Strategy>(random.integer(0, 2));
     request.processors = random.integer(1, 40);
     request.splits = random.integer(0, 1) * random.integer(1, 9);
+    request.by_cost = random.integer(0, 1) == 1;
     request.num_kv_heads = static_cast<int32_t>(random.integer(1, 5));
     std::vector<int32_t> lengths(static_cast<size_t>(random.integer(1, 9)));
     for (int32_t& length : lengths) length = static_cast<int32_t>(random.integer(0, 3) * random.integer(0, 2000));
@@ -335,7 +425,8 @@ TEST(plan_places_every_segment_and_tells_the_makespan) {
     }
     int64_t makespan = 0;
     for (const auto& [processor, end] : busy_until) makespan = std::max(makespan, end);
-    CHECK_EQUAL(tiles, plan.schedule().num_tiles);
+    CHECK_EQUAL(tiles, plan.num_tiles());
+    if (!request.by_cost) CHECK_EQUAL(tiles, plan.schedule().total_cost);
     CHECK_EQUAL(makespan, plan.makespan());
     CHECK(plan.ideal_makespan() <= makespan);
     if (partials) CHECK(plan.has_partials());

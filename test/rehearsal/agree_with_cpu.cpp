@@ -15,6 +15,7 @@ PlanRequest request_of(const cases::Case& c) {
   PlanRequest request;
   request.strategy = c.strategy;
   request.processors = c.workers;
+  request.by_cost = c.by_cost;
   request.splits = c.splits;
   request.num_kv_heads = c.kv_heads;
   request.tile_tokens = c.config().tile_tokens;

@@ -63,7 +63,8 @@ std::string Case::describe() const {
                      std::to_string(kv_heads) + " queries " + std::to_string(query_len) +
                      (page_tokens ? " page " + std::to_string(page_tokens) : std::string(" contiguous")) + " " +
                      kLayoutNames[static_cast<int>(layout)];
-  if (strategy == Strategy::kLean) text += " workers " + std::to_string(workers) + (snap_cuts ? " snap" : "");
+  if (strategy == Strategy::kLean)
+    text += " workers " + std::to_string(workers) + (snap_cuts ? " snap" : "") + (by_cost ? " by cost" : "");
   if (strategy == Strategy::kFixedSplit) text += " splits " + std::to_string(splits);
   if (corruption != Corruption::kNone) text += corruption == Corruption::kPages ? " bad pages" : " bad lengths";
   if (choice.warps) text += " warps " + std::to_string(choice.warps);
@@ -123,6 +124,7 @@ std::vector<Case> decode_grid() {
         c.workers = turn(kWorkers, i + i / 9);
         c.splits = turn(kSplits, i + i / 3);
         c.snap_cuts = i % 4 != 3;
+        c.by_cost = i % 3 == 1;
         c.peak = turn(kPeaks, i + i / 5);
         const auto lists = context_lists(c.config(), c.page_tokens);
         c.contexts = lists[static_cast<size_t>(i / 2 + i / 19) % lists.size()];
@@ -200,6 +202,7 @@ std::vector<Case> decode_grid() {
       Case c;
       c.variant = variant, c.workers = workers, c.group = 8, c.contexts = {64 * 6, 64 * 4 + 1};  // 11 tiles
       c.snap_cuts = workers % 2 == 0;
+      c.by_cost = workers % 4 == 0;
       add("numbers of workers", c);
     }
     // Long contexts: 4097 tokens by few and by many workers, with the two-level fix-up and with cuts that move.
@@ -228,6 +231,18 @@ std::vector<Case> decode_grid() {
       // The same behind an output tile of two workers, and before one.
       c.workers = 3, c.contexts = {64 * 81, 64 * 39}, c.next_contexts = {64 * 39, 64 * 81};
       add("cuts that move", c);
+    }
+    // Unequal contexts, cut by what their ends cost; then equal ones, which are cut at their edges, and a single one.
+    for (const int workers : {3, 5, 9}) {
+      Case c;
+      c.variant = variant, c.workers = workers, c.by_cost = true, c.kv_heads = workers == 5 ? 3 : 1;
+      c.contexts = {64 * 20, 64, 100, 0, 64 * 7 + 3, 1, 64 * 33};
+      c.next_contexts =
+          workers == 9 ? std::vector<int32_t>{0, 64 * 41, 0, 0, 0, 0, 0} : std::vector<int32_t>(7, 64 * 6);
+      c.page_tokens = workers == 5 ? 16 : 0;
+      add("cuts by cost", c);
+      c.contexts = {64 * 40 + 1}, c.next_contexts = {64 * 9};
+      add("cuts by cost", c);
     }
     // Two levels with a last group of one partial, and of several.
     for (const int workers : {65, 100}) {
@@ -265,7 +280,7 @@ std::vector<Case> decode_grid() {
     // A batch whose tile map does not fit into shared memory, and one that just does.
     for (const int batch : {kSharedBatch, kSharedBatch + 1, kSharedBatch + 300}) {
       Case c;
-      c.variant = variant, c.workers = 9, c.group = 2;
+      c.variant = variant, c.workers = 9, c.group = 2, c.by_cost = true;
       for (int s = 0; s < batch; ++s) c.contexts.push_back(s % 17 == 3 ? 70 : s % 5 == 1 ? 1 : 0);
       add("large batches", c);
     }

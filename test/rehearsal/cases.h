@@ -37,6 +37,7 @@ struct Case {
   int workers = 1;  // lean
   int splits = 1;   // fixed-split
   bool snap_cuts = true;
+  bool by_cost = false;
   Corruption corruption = Corruption::kNone;
   float peak = 1.0f;                   // the queries' size: large ones make a few tokens outweigh all others
   bool upper_half_peaks = false;       // only query heads 8 and up of a group peak, the first 8 are zeros

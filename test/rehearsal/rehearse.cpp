@@ -47,7 +47,7 @@ class Rehearsal {
     memset(counters_->begin, 0, counters_->bytes);
     memset(status_->begin, 0, status_->bytes);
     if (c.contexts.size() > kSharedBatch)
-      first_tile_ = &memory.allocate((c.contexts.size() + 1) * 8, Use::kScratch, "first_tile");
+      cost_before_ = &memory.allocate((c.contexts.size() + 2) * 8, Use::kScratch, "cost_before");
   }
 
   // One launch; what is wrong with it, or nothing.
@@ -82,19 +82,21 @@ class Rehearsal {
     params.strategy = case_.strategy;
     params.num_splits = case_.splits;
     params.snap_cuts = case_.snap_cuts;
-    params.first_tile = first_tile_ ? first_tile_->as<int64_t>() : nullptr;
+    params.by_cost = case_.by_cost;
+    params.workers = ctas_x_;
+    params.cost_before = cost_before_ ? cost_before_->as<int64_t>() : nullptr;
     params.partials = partials_->as<float>();
     params.counters = counters_->as<uint32_t>();
     params.status = status_->as<uint32_t>();
 
     try {
-      if (first_tile_) {
-        poison(first_tile_->begin, first_tile_->bytes);
-        first_tile_->use = Use::kScratch;
+      if (cost_before_) {
+        poison(cost_before_->begin, cost_before_->bytes);
+        cost_before_->use = Use::kScratch;
         rehearsal::launch(
             memory_, {1, 1, tile_map_instance.threads, static_cast<size_t>(tile_map_instance.shared_bytes)}, dispatch,
             [&](std::byte* shared) { tile_map_instance.run(params, reinterpret_cast<char*>(shared)); }, check_races_);
-        first_tile_->use = Use::kInput;  // a later launch reads it
+        cost_before_->use = Use::kInput;  // a later launch reads it
       }
       const Counters counted = rehearsal::launch(
           memory_,
@@ -156,7 +158,7 @@ class Rehearsal {
   Buffer* partials_;
   Buffer* counters_;
   Buffer* status_;
-  Buffer* first_tile_ = nullptr;
+  Buffer* cost_before_ = nullptr;
   Buffer* out_ = nullptr;
   Buffer* lse_ = nullptr;
 };

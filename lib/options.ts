@@ -54,7 +54,11 @@ export const PAIRING_CODES: Readonly<Record<RotaryPairing, number>> = { 'half-sp
 export interface ScheduleOptions {
   /** Default: 'lean'. */
   strategy?: Strategy;
-  /** Workers to cut the work for, 1 to 1,048,576. Default: what the device runs at once. */
+  /**
+   * Workers to cut the work for, 1 to 1,048,576; 'lean' gives them equal shares of the tiles. Default: what the device runs at
+   * once, of which a GPU takes no more than finish sooner, and there 'lean' counts an output tile's end as some tiles
+   * where contexts differ.
+   */
   workers?: number;
   /** For 'fixed-split': parts per output tile. Default: FlashAttention-2's rule. */
   splits?: number;

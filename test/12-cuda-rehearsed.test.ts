@@ -97,7 +97,7 @@ describe('decode on the CUDA device', () => {
     const plan = cuda.device.plan(options);
     expect(plan.launch).toBe(
       'hopper: head dim 128, tiles of 64 tokens, 3 stages, 4 warps, 2 CTAs an SM, 6 workers, 1 row blocks, ' +
-        '115600 bytes of shared memory, 139264 in flight an SM',
+        '115664 bytes of shared memory, 139264 in flight an SM',
     );
     expect(String(plan)).toContain(plan.launch);
     expect(cuda.device.plan({ ...options, launch: { copies: 'bulk' } }).launch).toMatch(
@@ -111,6 +111,30 @@ describe('decode on the CUDA device', () => {
     expect(cuda.device.plan({ ...options, launch: { warps: 2 } }).launch).toMatch(
       /^hopper: head dim 128, tiles of 32 tokens, 5 stages, 2 warps, 2 CTAs an SM, 6 workers, .* 139264 in flight an SM$/,
     );
+  });
+
+  test('lean cuts by cost, unless workers are forced', () => {
+    const tilesOfWorkers = (contextLengths: number[], workers?: number) => {
+      const shape = { numQueryHeads: 1, numKvHeads: 1, headDim: 64, contextLengths, ...(workers && { workers }) };
+      const tiles: number[] = [];
+      for (const { worker, tileBegin, tileEnd } of cuda.device.plan(shape).segments()) {
+        tiles[worker] = (tiles[worker] ?? 0) + tileEnd - tileBegin;
+      }
+      return tiles;
+    };
+    // Six CTAs run at once. Of 32 tiles one of them has six, and with fewer somebody would have seven; of eight tiles two,
+    // as with four.
+    const equal = [64 * 16, 64 * 16];
+    expect(tilesOfWorkers(equal)).toEqual(tilesOfWorkers(equal, 6));
+    expect(tilesOfWorkers([64 * 8])).toEqual([2, 2, 2, 2]);
+    expect(tilesOfWorkers([64 * 8], 6)).toHaveLength(6);
+    // Sixty contexts of a tile, beside one of sixty tiles: an end counts as three tiles.
+    const unequal = [...new Array<number>(60).fill(64), 64 * 60];
+    expect(tilesOfWorkers(unequal, 6)).toEqual([20, 20, 20, 20, 20, 20]);
+    const byCost = tilesOfWorkers(unequal);
+    expect(byCost[0]).toBeLessThan(14);
+    expect(byCost.at(-1)).toBeGreaterThan(40);
+    expect(byCost.reduce((sum, tiles) => sum + tiles)).toBe(120);
   });
 
   test.each<[string, LaunchOptions, number, string]>([
@@ -213,7 +237,7 @@ describe('which device', () => {
     const plan = { numQueryHeads: 8, numKvHeads: 2, headDim: 128, contextLengths: [1000] };
     expect(second.plan(plan).launch).toBe(
       'compact: head dim 128, tiles of 64 tokens, 2 stages, 4 warps, 1 CTAs an SM, 3 workers, 1 row blocks, ' +
-        '80784 bytes of shared memory, 34816 in flight an SM',
+        '80848 bytes of shared memory, 34816 in flight an SM',
     );
     expect(await failure(() => second.decode({ ...options, launch: { warps: 8 } }))).toEqual({
       name: 'RangeError',

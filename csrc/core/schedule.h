@@ -11,7 +11,8 @@
 // The last contributor to arrive merges the partials of an output tile in worker order (the fix-up).
 //
 // Strategies differ only in where the ranges are cut:
-//   lean               equal shares of all tiles, wherever the cuts fall (LeanAttention, arXiv 2405.10480; stream-K)
+//   lean               equal shares of all tiles, or of their cost, wherever the cuts fall (LeanAttention, arXiv
+//                      2405.10480; stream-K)
 //   fixed-split        every output tile in the same number of splits, one worker each (FlashDecoding)
 //   flash-attention-2  one worker per output tile
 #pragma once
@@ -28,8 +29,7 @@ enum class Strategy : int32_t { kLean = 0, kFixedSplit = 1, kFlashAttention2 = 2
 // `end_tiles` more for its end, where results are combined and stored and no tile is computed. Equal shares of the cost
 // take equal times, where equal shares of tiles would leave whoever has many short contexts behind.
 struct TileMap {
-  const int64_t*
-      cost_before;  // [batch + 1] cost of one KV head's output tiles in the sequences before; at the end, of all
+  const int64_t* cost_before;  // [batch + 1] of one KV head's output tiles in the sequences before; at the end, of all
   int32_t batch;
   int32_t num_kv_heads;
   int32_t end_tiles = 0;  // 0: the cost is the number of tiles

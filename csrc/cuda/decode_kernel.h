@@ -83,13 +83,6 @@ struct DecodeKernel {
     work.first_length = context_length(params, work.segments[0].sequence);
   }
 
-  // The call's parameters, for code at the ends of a segment: group sizes and divisions that follow from them are
-  // worked out there, instead of living in registers through the tile loop.
-  LEAN_DEVICE static DecodeParams per_segment(DecodeParams decode) {
-    decode.num_kv_heads = opaque(decode.num_kv_heads);
-    return decode;
-  }
-
   // The worker's next segment, the same for all computing threads; false: there is none.
   LEAN_DEVICE static bool next_segment(const SharedMemory<K>& shared, Segment& segment) {
     sync_named(K::kComputeBarrier, compute_threads(shared.config));  // nobody reads the one before the last any more
@@ -143,7 +136,7 @@ struct DecodeKernel {
         }
         tiles.release();
       }
-      const DecodeParams decode = per_segment(params.decode);
+      const DecodeParams& decode = params.decode;
       const auto end_this = [&] { end_segment(params, decode, worker, shared, block, rows, work.segments[turn]); };
       if constexpr (!kEarlyQuery) end_this();
       Segment& next = work.segments[turn ^ 1];

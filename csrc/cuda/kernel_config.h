@@ -111,7 +111,7 @@ constexpr int bytes_in_flight(const KernelConfig& config) {
 // warps comes last but for the ring, which depends on that of the stages too; so kernels know all offsets but its own.
 struct SharedLayout {
   int cost_before;  // [kSharedBatch + 2] int64
-  int warp_totals;  // [max_warps(head_dim) + 1] TileTotals
+  int warp_totals;  // [max_warps(head_dim) + 1] WarpTotals
   int barriers;     // [2][kMaxStages] mbarriers: a stage is full, a stage is empty
   int work;         // SharedWork: the worker's place in the schedule, kept here because registers are dearer
   int flag;         // int32: what one thread tells the others

@@ -24,9 +24,9 @@ LEAN_DEVICE int32_t sequence_tiles(const KernelParams& params, int32_t sequence)
   return (context_length(params, sequence) + tile_tokens - 1) >> log2_of_power(tile_tokens);
 }
 
-// Fills cost_before[batch + 2]: the map's array, and after it its end_tiles. All threads of the CTA
-// call it; each sums a run of sequences, warps scan the runs, and `warp_totals` (one a warp, in shared memory)
-// joins the warps. Everybody sees the result on return.
+// Fills cost_before[batch + 2]: the map's array, and after it its end_tiles. All threads of the CTA call it;
+// each sums a run of sequences, warps scan the runs, and `warp_totals` (one a warp, in shared memory) joins the warps.
+// Everybody sees the result on return.
 LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* cost_before, WarpTotals* warp_totals) {
   const int32_t batch = params.decode.batch;
   if (batch == 1) {  // there is nothing to sum

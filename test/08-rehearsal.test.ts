@@ -55,6 +55,7 @@ const SETS = [
   'page sizes',
   'numbers of workers',
   'long contexts',
+  'cuts by cost',
   'cuts that move',
   'two-level fix-up',
   'rising scores',

@@ -16,8 +16,9 @@
 
 namespace lean {
 
-// The cost model. One CTA reads partials from the L2 cache at about kMergeBytesPerNs; a level more costs storing its
-// result, an arrival and the first reads of the next level, about kLevelNs.
+// The cost model, of estimates (an H200 took 2.6 us for 32 partials of 2 KB, from the last arrival to the result). One
+// CTA reads partials from the L2 cache at about kMergeBytesPerNs; a level more costs storing its result, an arrival and
+// the first reads of the next level, about kLevelNs.
 inline constexpr int64_t kMergeBytesPerNs = 64;
 inline constexpr int64_t kLevelNs = 2000;
 

@@ -72,7 +72,8 @@ LEAN_HD inline Output output_of(const TileMap& map, int32_t sequence, int32_t kv
   return {sequence, kv_head, begin, begin + tiles};
 }
 
-// The sequence that holds global tile `tile`: binary search, which passes over empty ones.
+// The sequence that holds place `tile` of the global order (a tile, where ends cost nothing): binary search, which
+// passes over empty ones.
 LEAN_HD inline int32_t sequence_at(const TileMap& map, int64_t tile) {
   int32_t low = 0, high = map.batch;  // the tile lies in sequences [low, high)
   while (high - low > 1) {
@@ -85,7 +86,7 @@ LEAN_HD inline int32_t sequence_at(const TileMap& map, int64_t tile) {
   return low;
 }
 
-// The output tile that holds global tile `tile`.
+// The output tile that holds place `tile` of the global order.
 LEAN_HD inline Output output_at(const TileMap& map, int64_t tile) {
   const int32_t sequence = sequence_at(map, tile);
   const int64_t before = map.cost_before[sequence];

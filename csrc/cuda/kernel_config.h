@@ -73,7 +73,7 @@ inline constexpr int kSliceDims = 64;         // M tile and so many dims
 inline constexpr int kSlicePitch = 72;        // floats from row to row of a slice: free of bank conflicts
 inline constexpr int kRowEndBytes = 16;       // of RowEnd
 inline constexpr int kSharedBatch = 384;      // sequences whose tile prefix fits into shared memory
-inline constexpr int kTileTotalsBytes = 16;   // of WarpTotals
+inline constexpr int kWarpTotalsBytes = 16;   // of WarpTotals
 inline constexpr int kSharedWorkBytes = 320;  // of SharedWork
 inline constexpr int kSegmentWalkBytes = 96;  // of SegmentWalk
 inline constexpr int kRowPairBytes = 16;      // of RowPair
@@ -136,7 +136,7 @@ LEAN_HD constexpr SharedLayout shared_layout(int head_dim) {
     return offset;
   };
   layout.cost_before = place((kSharedBatch + 2) * 8);
-  layout.warp_totals = place((max_warps(head_dim) + 1) * kTileTotalsBytes);
+  layout.warp_totals = place((max_warps(head_dim) + 1) * kWarpTotalsBytes);
   layout.barriers = place(2 * kMaxStages * 8);
   layout.work = place(kSharedWorkBytes);
   layout.flag = place(4);

@@ -105,7 +105,7 @@ struct TileMapKernel {
   using Params = KernelParams;
   static constexpr int kThreads = 512;
   static constexpr int kCtasPerSm = 1;
-  static constexpr int kSharedBytes = kThreads / kWarpLanes * kTileTotalsBytes;
+  static constexpr int kSharedBytes = kThreads / kWarpLanes * kWarpTotalsBytes;
 
   LEAN_DEVICE static void run(const Params& params, char* shared) {
     build_tile_map(params, params.cost_before, reinterpret_cast<WarpTotals*>(shared));

@@ -54,7 +54,7 @@ struct WarpTotals {
   int32_t outputs;
   int32_t longest;
 };
-static_assert(sizeof(WarpTotals) == kTileTotalsBytes);
+static_assert(sizeof(WarpTotals) == kWarpTotalsBytes);
 
 // Where a query row stands at the end of a segment, worked out by one thread for all.
 struct RowEnd {

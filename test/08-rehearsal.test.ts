@@ -56,6 +56,7 @@ const SETS = [
   'numbers of workers',
   'long contexts',
   'cuts by cost',
+  'heads together',
   'cuts that move',
   'two-level fix-up',
   'rising scores',

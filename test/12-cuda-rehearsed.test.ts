@@ -86,7 +86,7 @@ describe('decode on the CUDA device', () => {
     const options = build({ ...SMALL, contexts: [150, 40], headDim: 128, numKvHeads: 1, groupSize: 16, queryLen: 8 });
     expectClose(cuda.device.decodeSync(options), referenceDecode(options));
     const plan = { numQueryHeads: 16, numKvHeads: 1, headDim: 128, contextLengths: [1000] };
-    expect(cuda.device.plan({ ...plan, queryLen: 4 }).launch).toMatch(/ 3 stages, 4 warps, 2 CTAs .* 1 row blocks/);
+    expect(cuda.device.plan({ ...plan, queryLen: 4 }).launch).toMatch(/ 2 stages, 4 warps, 2 CTAs .* 1 row blocks/);
     expect(cuda.device.plan({ ...plan, queryLen: 5 }).launch).toMatch(/ 4 stages, 8 warps, 1 CTAs .* 1 row blocks/);
     expect(cuda.device.plan({ ...plan, queryLen: 8 }).launch).toMatch(/ 4 stages, 8 warps, 1 CTAs .* 1 row blocks/);
     expect(cuda.device.plan({ ...plan, queryLen: 9 }).launch).toMatch(/ 4 stages, 8 warps, 1 CTAs .* 2 row blocks/);
@@ -96,8 +96,8 @@ describe('decode on the CUDA device', () => {
     const options = { numQueryHeads: 8, numKvHeads: 2, headDim: 120, contextLengths: [1000] };
     const plan = cuda.device.plan(options);
     expect(plan.launch).toBe(
-      'hopper: head dim 128, tiles of 64 tokens, 3 stages, 4 warps, 2 CTAs an SM, 6 workers, 1 row blocks, ' +
-        '115664 bytes of shared memory, 139264 in flight an SM',
+      'hopper: head dim 128, tiles of 64 tokens, 2 stages, 4 warps, 2 CTAs an SM, 6 workers, 1 row blocks, ' +
+        '77824 bytes of shared memory, 69632 in flight an SM',
     );
     expect(String(plan)).toContain(plan.launch);
     expect(cuda.device.plan({ ...options, launch: { copies: 'bulk' } }).launch).toMatch(
@@ -105,11 +105,11 @@ describe('decode on the CUDA device', () => {
     );
     // One CTA may have what two would share.
     expect(cuda.device.plan({ ...options, launch: { ctasPerSm: 1 } }).launch).toMatch(
-      /1 CTAs an SM, 3 workers, .* 116736 bytes of shared memory, 69632 in flight an SM$/,
+      /1 CTAs an SM, 3 workers, .* 116736 bytes of shared memory, 34816 in flight an SM$/,
     );
     // Another tile keeps the bytes in flight, where they fit.
     expect(cuda.device.plan({ ...options, launch: { warps: 2 } }).launch).toMatch(
-      /^hopper: head dim 128, tiles of 32 tokens, 5 stages, 2 warps, 2 CTAs an SM, 6 workers, .* 139264 in flight an SM$/,
+      /^hopper: head dim 128, tiles of 32 tokens, 3 stages, 2 warps, 2 CTAs an SM, 6 workers, .* 69632 in flight an SM$/,
     );
   });
 
@@ -135,6 +135,31 @@ describe('decode on the CUDA device', () => {
     expect(byCost[0]).toBeLessThan(14);
     expect(byCost.at(-1)).toBeGreaterThan(40);
     expect(byCost.reduce((sum, tiles) => sum + tiles)).toBe(120);
+  });
+
+  test('KV heads are cut at the same places by workers of their own, unless workers are forced', () => {
+    const cutsOfHeads = (numKvHeads: number, workers?: number) => {
+      const shape = { numQueryHeads: numKvHeads, numKvHeads, headDim: 64, contextLengths: [64 * 7, 100, 64 * 9] };
+      const cuts: string[][] = Array.from({ length: numKvHeads }, () => []);
+      const heads = new Map<number, Set<number>>();
+      const plan = cuda.device.plan({ ...shape, ...(workers && { workers }) });
+      for (const { worker, sequence, kvHead, tileBegin, tileEnd, contributors } of plan.segments()) {
+        cuts[kvHead]?.push(`${sequence}: ${tileBegin} to ${tileEnd} of ${contributors}`);
+        heads.set(worker, (heads.get(worker) ?? new Set()).add(kvHead % 2));
+      }
+      return { cuts, workers: heads.size, alone: [...heads.values()].every((some) => some.size === 1) };
+    };
+    // Six CTAs run at once: three of them for each of two heads, or of two pairs of heads.
+    const two = cutsOfHeads(2);
+    expect(two).toMatchObject({ workers: 6, alone: true });
+    expect(two.cuts[1]).toEqual(two.cuts[0]);
+    const four = cutsOfHeads(4);
+    expect(four).toMatchObject({ workers: 6, alone: true });
+    expect(four.cuts[1]).toEqual(four.cuts[0]);
+    expect(four.cuts[3]).toEqual(four.cuts[2]);
+    const forced = cutsOfHeads(2, 4);
+    expect(forced.cuts[1]).not.toEqual(forced.cuts[0]);
+    expect(forced.alone).toBe(false);
   });
 
   test.each<[string, LaunchOptions, number, string]>([
@@ -165,7 +190,7 @@ describe('decode on the CUDA device', () => {
     ],
     [
       'CTAs',
-      { ctasPerSm: 3 },
+      { stages: 3, ctasPerSm: 3 },
       128,
       'Expected `launch.ctasPerSm` to be from 1 to 2 for head dim 128 with 4 warps and 3 stages of 64 tokens on this GPU, got 3',
     ],
@@ -237,7 +262,7 @@ describe('which device', () => {
     const plan = { numQueryHeads: 8, numKvHeads: 2, headDim: 128, contextLengths: [1000] };
     expect(second.plan(plan).launch).toBe(
       'compact: head dim 128, tiles of 64 tokens, 2 stages, 4 warps, 1 CTAs an SM, 3 workers, 1 row blocks, ' +
-        '80848 bytes of shared memory, 34816 in flight an SM',
+        '75216 bytes of shared memory, 34816 in flight an SM',
     );
     expect(await failure(() => second.decode({ ...options, launch: { warps: 8 } }))).toEqual({
       name: 'RangeError',

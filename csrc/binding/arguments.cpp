@@ -107,7 +107,8 @@ CacheStrides cache_strides(const Numbers& numbers, const char* page, const char*
   return {integer(numbers, page), integer(numbers, token), integer(numbers, head)};
 }
 
-PlanRequest read_plan_request(const Numbers& numbers, const Backend& backend) {
+PlanRequest read_plan_request(const Numbers& numbers, const Backend& backend,
+                              std::span<const int32_t> context_lengths) {
   PlanRequest request;
   const int64_t strategy = integer(numbers, "strategy");
   if (strategy < 0 || strategy > 2) refuse("Expected a strategy number from 0 to 2, got " + std::to_string(strategy));
@@ -129,19 +130,17 @@ PlanRequest read_plan_request(const Numbers& numbers, const Backend& backend) {
     refuse("Expected workers from 0 to 1048576, splits from 0 to 1048576 and at least one KV head");
   request.rows = int64_t{query_heads} / request.num_kv_heads * query_len;
   request.tile_tokens = backend.tile_tokens(request);
-  if (request.processors == 0) {
+  request.heads_adjacent = number(numbers, "headsAdjacent") != 0;
+  if (request.processors == 0) {  // workers that the caller forces cut the work tile by tile
     request.processors = backend.default_workers(request);
-    request.by_cost = backend.cuts_by_cost();
+    backend.choose_cuts(request, context_lengths);
   }
   return request;
 }
 
 std::shared_ptr<const Plan> make_plan(const Numbers& numbers, const Backend& backend,
                                       std::vector<int32_t> context_lengths) {
-  PlanRequest request = read_plan_request(numbers, backend);
-  request.heads_adjacent = number(numbers, "headsAdjacent") != 0;
-  // Workers that the caller forces cut the work tile by tile.
-  if (integer(numbers, "workers") == 0) request.heads_per_tile = backend.heads_per_tile(request, context_lengths);
+  const PlanRequest request = read_plan_request(numbers, backend, context_lengths);
   return std::make_shared<const Plan>(request, std::move(context_lengths));
 }
 
@@ -283,7 +282,7 @@ StreamDecode stream_decode(const Napi::CallbackInfo& info, const Backend& backen
     call.owners.push_back(std::move(memory.owner));
     return std::span<std::byte>(memory.data, memory.bytes);
   };
-  call.request = read_plan_request(numbers, backend);
+  call.request = read_plan_request(numbers, backend, {});
   DecodeParams& params = call.params;
   read_query_shape(numbers, params);
   read_kv_shape(numbers, params);

@@ -69,8 +69,9 @@ class CpuBackend final : public Backend {
       throw Error(ErrorCode::kInvalidArgument, "Expected `launch` only for a CUDA device, got it for the CPU");
     return kTileTokens;
   }
-  int32_t heads_per_tile(const PlanRequest& request, std::span<const int32_t> context_lengths) const override {
-    return cpu::heads_per_tile(request, context_lengths);
+  // Not by cost: the ends of output tiles take no time beside the tiles.
+  void choose_cuts(PlanRequest& request, std::span<const int32_t> context_lengths) const override {
+    request.heads_per_tile = cpu::heads_per_tile(request, context_lengths);
   }
   size_t workspace_bytes(const Plan& plan, int32_t rows) const override {
     return Workspace::bytes(plan, rows, plan.request().head_dim);

@@ -30,7 +30,8 @@ class RowTile {
     for (int half = 0; half < 2; ++half) {
       if (!has(half)) continue;
       const int32_t block_row = m_tile * kMmaRows + half * 8 + lane_index() / 4;
-      const QueryRow row = block.query_row(0, block_row < block.count ? block_row : 0);
+      const QueryRow row = lean::query_row(block.query_len, block.group_size, 0,
+                                           block.first + (block_row < block.count ? block_row : 0));
       query_[half] = row.query;
       offset_[half] = query_offset(decode, 0, row) + 2 * (lane_index() % 4);
     }
@@ -44,7 +45,8 @@ class RowTile {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       if (has(half)) visible_[half] = visible_tokens(decode, context_length, query_[half]);
-    const int64_t first = query_offset(decode, segment.sequence, {0, segment.kv_head * block.group_size});
+    const int64_t first =
+        query_offset(decode, segment.sequence, {0, block.team.kv_head(segment.kv_head) * block.group_size});
     char* const shared_tile = shared.query() + m_tile * kMmaRows * K::kPitch;
     if (decode.q_type == DType::kF32)
       load_rows<float>(decode, first, shared_tile, m_tile);

@@ -3,6 +3,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "../runtime/error.h"
 
 namespace lean::cuda::api {
@@ -219,11 +223,39 @@ int resident_ctas(const void* kernel, int threads, int shared_bytes) {
   return ctas;
 }
 
+namespace {
+
+// Whether a kernel waits by itself for those before it in its stream (kernel_entry.h), so that it may start meanwhile.
+// Code that was compiled for older architectures does not; and drivers before 12.3 cannot capture such launches.
+bool overlaps(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, bool> known;
+  const std::pair key(current_device(), kernel);
+  const std::lock_guard lock(mutex);
+  auto found = known.find(key);
+  if (found == known.end()) {
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver), "Reading the driver's version");
+    found = known.emplace(key, driver >= 12030 && kernel_code(kernel).ptx_architecture >= 90).first;
+  }
+  return found->second;
+}
+
+}  // namespace
+
 void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* params, Stream stream) {
   void* arguments[] = {params};
-  check(cudaLaunchKernel(kernel, dim3(grid.x, grid.y), dim3(static_cast<unsigned>(threads)), arguments,
-                         static_cast<size_t>(shared_bytes), native(stream)),
-        "Launching the kernel");
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid.x, grid.y);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = native(stream);
+  config.attrs = &overlap;
+  config.numAttrs = overlaps(kernel) ? 1 : 0;
+  check(cudaLaunchKernelExC(&config, kernel, arguments), "Launching the kernel");
 }
 
 }  // namespace lean::cuda::api

@@ -91,6 +91,7 @@ struct Grid {
   unsigned x;
   unsigned y;
 };
+// A kernel that says that it waits for those before it in its stream (kernel_entry.h) may start before they end.
 void launch(const void* kernel, Grid grid, int threads, int shared_bytes, void* params, Stream stream);
 
 }  // namespace lean::cuda::api

@@ -36,10 +36,14 @@ class CudaBackend final : public Backend {
     return "sm_" + std::to_string(info_.major) + std::to_string(info_.minor);
   }
   int64_t processors() const override { return info_.num_processors; }
-  bool cuts_by_cost() const override { return true; }
   int64_t default_workers(const PlanRequest& request) const override {
     api::use_device(device_);
     return resident_workers(request.kv_type, request.head_dim, request.rows, request.launch);
+  }
+  void choose_cuts(PlanRequest& request, std::span<const int32_t>) const override {
+    if (request.strategy != Strategy::kLean) return;
+    request.by_cost = request.heads_at_once = true;
+    request.heads_per_tile = heads_together(request.num_kv_heads, request.processors);
   }
   int32_t tile_tokens(const PlanRequest& request) const override {
     api::use_device(device_);
@@ -171,6 +175,7 @@ class CudaBackend final : public Backend {
     request.strategy = plan.request().strategy;
     request.workers = plan.request().processors;
     request.by_cost = plan.request().by_cost;
+    request.heads_per_tile = plan.request().heads_per_tile;
     request.num_splits = static_cast<int32_t>(plan.schedule().num_splits);
     request.options = plan.request().launch;
     return request;

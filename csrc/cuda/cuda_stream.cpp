@@ -99,6 +99,7 @@ class CudaStream final : public Stream {
     request.strategy = call.request.strategy;
     request.workers = call.request.processors;
     request.by_cost = call.request.by_cost;
+    request.heads_per_tile = call.request.heads_per_tile;
     request.num_splits = num_splits(call);
     request.options = call.request.launch;
     const LaunchPlan plan = plan_launch(request);

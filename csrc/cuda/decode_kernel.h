@@ -25,7 +25,8 @@ LEAN_DEVICE Schedule make_schedule(const KernelParams& params, const TileMap& ma
     case Strategy::kFlashAttention2:
       return flash_attention_2_schedule(map);
     default:
-      return lean_schedule(map, params.by_cost ? fewest_workers(map, num_ctas_x()) : num_ctas_x(), params.snap_cuts);
+      return lean_schedule(map, params.by_cost ? fewest_workers(map, params.workers) : params.workers,
+                           params.snap_cuts);
   }
 }
 
@@ -37,25 +38,23 @@ struct DecodeKernel {
   static constexpr int kCtasPerSm = 1;  // of so many threads; of fewer, as many as the table says (compile-report.cjs)
 
   LEAN_DEVICE static void run(const Params& params, char* base) {
-    const DecodeParams& decode = params.decode;
     const SharedMemory<K> shared(base, K::config(params));
-    const RowBlock block = RowBlock::of_cta(decode, shared.config);
-    const int64_t worker = cta_index_x();
+    const RowBlock block = RowBlock::of_cta(params, shared.config);
 
     if constexpr (K::kBulk) prepare_bulk_ring<K>(params, shared);
     if (!params.cost_before) build_tile_map(params, shared.cost_before(), shared.warp_totals());
-    if (thread_index() < kWarpLanes) find_work(params, worker, shared);
+    if (thread_index() < kWarpLanes) find_work(params, block.team.worker, shared);
     sync_cta();
     if constexpr (K::kBulk) {
       if (warp_index() == shared.config.warps) {
         produce<K>(params, shared);
       } else {
         BulkRing<K> tiles(shared);
-        compute(params, worker, shared, block, tiles);
+        compute(params, shared, block, tiles);
       }
     } else {
       AsyncRing<K> tiles(params, shared, TokenGroup::of_warp(block, shared.config));
-      compute(params, worker, shared, block, tiles);
+      compute(params, shared, block, tiles);
     }
   }
 
@@ -66,7 +65,7 @@ struct DecodeKernel {
     SharedWork& work = *shared.work();
     const int64_t* const cost_before = params.cost_before ? params.cost_before : shared.cost_before();
     const int32_t batch = params.decode.batch;
-    const TileMap map{cost_before, batch, params.decode.num_kv_heads, static_cast<int32_t>(cost_before[batch + 1])};
+    const TileMap map{cost_before, batch, Team::map_heads(params), static_cast<int32_t>(cost_before[batch + 1])};
     const Schedule schedule = make_schedule(params, map);
     const int lane = lane_index();
     const bool works = worker < schedule.num_workers;
@@ -85,38 +84,44 @@ struct DecodeKernel {
 
   // The worker's next segment, the same for all computing threads; false: there is none.
   LEAN_DEVICE static bool next_segment(const SharedMemory<K>& shared, Segment& segment) {
+    SharedWork& work = *shared.work();
+    if (!work.more) return false;
     sync_named(K::kComputeBarrier, compute_threads(shared.config));  // nobody reads the one before the last any more
-    if (thread_index() == 0) *shared.flag() = reinterpret_cast<WorkCursor*>(shared.work()->cursor)->next(segment);
+    if (thread_index() == 0) {
+      WorkCursor& cursor = *reinterpret_cast<WorkCursor*>(work.cursor);
+      cursor.next(segment);
+      work.more = cursor.more();
+    }
     sync_named(K::kComputeBarrier, compute_threads(shared.config));
-    return *shared.flag() != 0;
+    return true;
   }
 
   // What copies do not need to know, done while the first ones come. By the computing threads; collective.
-  LEAN_DEVICE static void begin_work(const KernelParams& params, int64_t worker, const SharedMemory<K>& shared,
-                                     const RowBlock& block) {
+  LEAN_DEVICE static void begin_work(const KernelParams& params, const SharedMemory<K>& shared, const RowBlock& block) {
     SharedWork& work = *shared.work();
     const int threads = compute_threads(shared.config);
     if (thread_index() == 0) {
       const WorkCursor& cursor = *new (work.cursor) WorkCursor(*reinterpret_cast<const WorkCursor*>(work.start));
       cursor.count_contributors(work.segments[0]);
+      work.more = cursor.more();
     }
-    if (worker == 0 && cta_index_y() == 0) check_context_lengths(params, threads);
+    if (cta_index_x() == 0 && cta_index_y() == 0) check_context_lengths(params, threads);
     write_empty_outputs<K>(params.decode, work.map, block, threads);
     sync_named(K::kComputeBarrier, threads);
   }
 
-  // Beside the end of a segment live the next one's query rows. Where a producer warp or large heads take the registers
-  // that this needs, the end comes first.
+  // The next segment's query rows come while a segment that covers its output tile ends. A fix-up takes the registers
+  // that hold them, and so do a producer warp and large heads: there they are asked for behind the end.
   static constexpr bool kEarlyQuery = !K::kBulk && !K::kQueryInShared;
 
-  // Attends to the tiles of a segment, looks up the next one and asks for its query rows, and ends the segment, while
-  // these come.
+  // Attends to the tiles of a segment, looks up the next one, and ends the segment, which leaves the space of its last
+  // tile to be refilled.
   template <class Ring>
-  LEAN_DEVICE static void compute(const KernelParams& params, int64_t worker, const SharedMemory<K>& shared,
-                                  const RowBlock& block, Ring& tiles) {
+  LEAN_DEVICE static void compute(const KernelParams& params, const SharedMemory<K>& shared, const RowBlock& block,
+                                  Ring& tiles) {
     SharedWork& work = *shared.work();
     int32_t tile = static_cast<int32_t>(work.segments[0].begin), end = static_cast<int32_t>(work.segments[0].end);
-    if (tile == end) return begin_work(params, worker, shared, block);
+    if (tile == end) return begin_work(params, shared, block);
     int32_t length = work.first_length;
     const TokenGroup group = TokenGroup::of_warp(block, shared.config);
     RowTile<K> rows;
@@ -124,43 +129,42 @@ struct DecodeKernel {
     rows.take_rows(params.decode, block, group.m_tile);
     rows.load_query(params.decode, block, work.segments[0], length, group.m_tile, shared);
     rows.clear();
-    begin_work(params, worker, shared, block);
+    begin_work(params, shared, block);
     for (int turn = 0;; turn ^= 1) {
+      SharedAddress k_rows = 0;
       for (; tile < end; ++tile) {
-        const SharedAddress k_rows = tiles.acquire();
+        k_rows = tiles.acquire();
         for (int step = group.first_step; step < group.end_step; ++step) {
           const int32_t token = tile * shared.config.tile_tokens + step * kStepTokens;
           if (token >= length) break;
           const SharedAddress k_step = k_rows + step * K::kStepBytes;
           rows.attend(k_step, k_step + kStepTokens * K::kPitch, token);
         }
-        tiles.release();
+        if (tile + 1 < end) tiles.release();
       }
-      const DecodeParams& decode = params.decode;
-      const auto end_this = [&] { end_segment(params, decode, worker, shared, block, rows, work.segments[turn]); };
-      if constexpr (!kEarlyQuery) end_this();
+      const Segment& segment = work.segments[turn];
       Segment& next = work.segments[turn ^ 1];
       const bool more = next_segment(shared, next);
-      if (more) {
+      const auto load_next = [&] {
+        if (!more) return;
         length = context_length(params, next.sequence);
-        rows.load_query(decode, block, next, length, group.m_tile, shared);
-      }
-      if constexpr (kEarlyQuery) end_this();
+        rows.load_query(params.decode, block, next, length, group.m_tile, shared);
+      };
+      const bool partial = !segment.covers_output();
+      if (kEarlyQuery && !partial) load_next();
+      const FixUp<K> fix_up(params, params.decode, block, shared);
+      const int64_t index = block.team.worker - segment.first_worker;
+      char* const space = shared.ring() + (k_rows - shared_address(shared.ring()));
+      Combine<K>(params.decode, block, shared, space).run(rows, segment, fix_up.slot(segment, index));
+      if constexpr (K::kBulk) return_to_bulk_copies<K>(params, shared, space);
+      tiles.release();
+      if (partial) fix_up.arrive(segment, index);
+      if (!kEarlyQuery || partial) load_next();
       if (!more) return;
       rows.clear();
       tile = static_cast<int32_t>(next.begin);
       end = static_cast<int32_t>(next.end);
     }
-  }
-
-  LEAN_DEVICE static void end_segment(const KernelParams& params, const DecodeParams& decode, int64_t worker,
-                                      const SharedMemory<K>& shared, const RowBlock& block, RowTile<K>& rows,
-                                      const Segment& segment) {
-    const FixUp<K> fix_up(params, decode, block, shared);
-    const int64_t index = worker - segment.first_worker;
-    const Combine<K> combine(decode, block, shared);
-    combine.run(rows, segment, fix_up.slot(segment, index));
-    if (!segment.covers_output()) fix_up.arrive(segment, index);
   }
 };
 

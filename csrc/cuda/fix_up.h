@@ -55,7 +55,7 @@ class FixUp {
   }
 
   // Contributor `index` has stored its partial; all computing threads call. Ends with the output tile stored if this
-  // CTA was the last one.
+  // CTA was the last one. Behind a barrier after the stores.
   LEAN_DEVICE void arrive(const Segment& segment, int64_t index) const {
     const int64_t count = segment.num_contributors;
     const int log2 = fix_up_group_log2(count, workspace_.slot_size * int64_t{sizeof(float)});
@@ -68,6 +68,7 @@ class FixUp {
         return;
       merge_members(segment, members, whole);
       if (whole) return;
+      sync();
       members = {0, count, log2};
     }
   }
@@ -85,75 +86,117 @@ class FixUp {
 
   static constexpr int kQuads = K::kHeadDim / 4;                             // of a row
   static constexpr int kLaneQuads = (kQuads + kWarpLanes - 1) / kWarpLanes;  // that a lane merges
-  static constexpr int kReadAhead = 16 / kLaneQuads;                         // partials requested at once
-  static_assert(kWarpLanes % kReadAhead == 0);
+  static constexpr int kMostRows = K::kBulk            ? 1
+                                   : K::kQueryInShared ? 2
+                                                       : 4;             // merged at once by a warp: registers set it
+  static constexpr int kPartsAhead = (K::kBulk ? 8 : 16) / kLaneQuads;  // members' parts requested at once
 
-  // Counts this CTA's arrival, after all its threads' stores; true for the last of `count`, which then sees
-  // everybody's.
+  LEAN_DEVICE void sync() const { sync_named(K::kComputeBarrier, compute_threads(shared_.config)); }
+
+  // Counts this CTA's arrival, behind a barrier after all its threads' stores; true for the last of `count`, which then
+  // sees everybody's.
   LEAN_DEVICE bool is_last(uint32_t* counter, int64_t count) const {
-    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
     const uint32_t last = static_cast<uint32_t>(count - 1);
     if (thread_ == 0) *shared_.flag() = atomic_increment_wrap(counter, last) == last;
-    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
+    sync();
     return *shared_.flag() != 0;
   }
 
   // The members' merged state becomes the output tile's rows (`whole`), or replaces the first member's partial. A warp
-  // merges a row at a time, and nobody else reads or writes that.
+  // merges the rows warp, warp + warps, …: as many at once as it has, because what takes time is waiting
+  // for one part after the other.
   LEAN_DEVICE void merge_members(const Segment& segment, const Members& members, bool whole) const {
-#pragma unroll 1
-    for (int32_t row = thread_ / kWarpLanes; row < block_.count; row += shared_.config.warps)
-      merge_row(segment, members, row, whole);
+    const int32_t warps = shared_.config.warps;
+    if (kMostRows == 1 || block_.count <= warps)
+      merge_rows<1>(segment, members, whole);
+    else if (kMostRows == 2 || block_.count <= 2 * warps)
+      merge_rows < kMostRows<2 ? 1 : 2>(segment, members, whole);
+    else
+      merge_rows<kMostRows>(segment, members, whole);
   }
 
-  // Lane i looks at the state of member i, of 32 at a time: their maximum first, so that the weights do not wait for
-  // each other. Then the members' acc, in their order, several requested at once. Collective.
-  LEAN_DEVICE void merge_row(const Segment& segment, const Members& members, int32_t row, bool whole) const {
+  // Each lane looks at the state of one member, in one of the rows: their maximum first, so that the weights do not
+  // wait for each other. Then the members' acc, in their order, several requested at once. Collective.
+  template <int kRows>
+  LEAN_DEVICE void merge_rows(const Segment& segment, const Members& members, bool whole) const {
+    constexpr int kStates = kWarpLanes / kRows;  // members whose states of a row are looked at together
+    constexpr int kParts = kPartsAhead / kRows;  // members whose parts of a row are requested together
+    static_assert(kStates % kParts == 0);
     const int lane = thread_ & (kWarpLanes - 1);
-    const int32_t count = static_cast<int32_t>(members.count());
+    const int32_t count = static_cast<int32_t>(members.count()), last = count - 1;
+    // All but the first contributor's slot lie at equal distances.
     const PartialSlot<K> first = slot(segment, members.begin);
-    const float* at = reinterpret_cast<const float*>(first.acc(row, 0));  // the row of the next member to be requested
-    // All but the first one's slots lie at equal distances.
     const int64_t first_step = slot(segment, members.begin + members.stride()).base - first.base;
     const int64_t step = partial_slot(0, members.stride()) * workspace_.slot_size;
+    const int32_t stride = shared_.config.warps;
 
-    SoftmaxState merged;
-    Float4 acc[kLaneQuads] = {};
-    float weight = 0.0f;  // of member `lane`
 #pragma unroll 1
-    for (int32_t i = 0; i < count; i += kReadAhead) {
-      Float4 parts[kReadAhead][kLaneQuads];
+    for (int32_t first_row = thread_ / kWarpLanes; first_row < block_.count; first_row += kRows * stride) {
+      const float* at[kRows];  // the rows of the next member to be requested
 #pragma unroll
-      for (int j = 0; j < kReadAhead; ++j) {
+      for (int r = 0; r < kRows; ++r) {  // past the last row that is merged again, and not stored
+        const int32_t row = first_row + r * stride;
+        at[r] = reinterpret_cast<const float*>(first.acc(row < block_.count ? row : first_row, 0));
+      }
+      SoftmaxState merged;  // of the row whose states the lane looks at
+      Float4 acc[kRows][kLaneQuads] = {};
+      float weight = 0.0f;
+#pragma unroll 1
+      for (int32_t i = 0; i < count; i += kParts) {
+        Float4 parts[kRows][kParts][kLaneQuads];
 #pragma unroll
-        for (int k = 0; k < kLaneQuads; ++k) {
-          const int quad = k * kWarpLanes + lane;
-          parts[j][k] = quad < kQuads ? load_global(reinterpret_cast<const Float4*>(at) + quad) : Float4{0, 0, 0, 0};
+        for (int j = 0; j < kParts; ++j) {
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+            for (int k = 0; k < kLaneQuads; ++k) {
+              const int quad = k * kWarpLanes + lane;
+              parts[r][j][k] =
+                  quad < kQuads ? load_global(reinterpret_cast<const Float4*>(at[r]) + quad) : Float4{0, 0, 0, 0};
+            }
+            if (i + j < last) at[r] += j == 0 && i == 0 ? first_step : step;  // behind the last one: that again
+          }
         }
-        if (i + j + 1 < count)
-          at += j == 0 && i == 0 ? first_step : step;  // behind the last one: that again, for nothing
+        if (i % kStates == 0) {
+          const int32_t member = i + lane % kStates, row = first_row + lane / kStates * stride;
+          const bool present = member < count && row < block_.count;
+          const Float2 read = present ? load_global(slot(segment, members.begin + member * members.stride()).state(row))
+                                      : Float2{kNegInf, 0.0f};
+          const float m = fmaxf(merged.m, maximum<kStates>(read.x));
+          const float kept = weight_of(merged.m, m);
+          weight = weight_of(read.x, m);
+          merged = {m, kept * merged.l + sum<kStates>(weight * read.y)};
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            const float row_kept = kRows == 1 ? kept : shuffle(kept, r * kStates);
+#pragma unroll
+            for (int k = 0; k < kLaneQuads; ++k) acc[r][k] = row_kept * acc[r][k];
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < kParts; ++j) {
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            const float part_weight = shuffle(weight, r * kStates + (i + j) % kStates);
+#pragma unroll
+            for (int k = 0; k < kLaneQuads; ++k) acc[r][k] = acc[r][k] + part_weight * parts[r][j][k];
+          }
+        }
       }
-      if (i % kWarpLanes == 0) {
-        const bool member = i + lane < count;
-        const Float2 read = member
-                                ? load_global(slot(segment, members.begin + (i + lane) * members.stride()).state(row))
-                                : Float2{kNegInf, 0.0f};
-        const float m = fmaxf(merged.m, warp_maximum(read.x));
-        const float kept = weight_of(merged.m, m);
-        weight = weight_of(read.x, m);
-        merged = {m, kept * merged.l + warp_sum(weight * read.y)};
 #pragma unroll
-        for (int k = 0; k < kLaneQuads; ++k) acc[k] = kept * acc[k];
-      }
-#pragma unroll
-      for (int j = 0; j < kReadAhead; ++j) {
-        const float part_weight = shuffle(weight, (i + j) % kWarpLanes);
-#pragma unroll
-        for (int k = 0; k < kLaneQuads; ++k) acc[k] = acc[k] + part_weight * parts[j][k];
+      for (int r = 0; r < kRows; ++r) {
+        const SoftmaxState state{shuffle(merged.m, r * kStates), shuffle(merged.l, r * kStates)};
+        const int32_t row = first_row + r * stride;
+        if (row < block_.count) store_row(segment, first, row, whole, state, acc[r]);
       }
     }
+  }
 
-    const Finish result = finish(merged);
+  // A row's merged state, as results or as the first member's partial. By a warp.
+  LEAN_DEVICE void store_row(const Segment& segment, const PartialSlot<K>& first, int32_t row, bool whole,
+                             const SoftmaxState& state, const Float4 (&acc)[kLaneQuads]) const {
+    const int lane = thread_ & (kWarpLanes - 1);
+    const Finish result = finish(state);
     const int64_t out = output_row(decode_, segment.sequence, block_.query_row(segment.kv_head, row));
 #pragma unroll
     for (int k = 0; k < kLaneQuads; ++k) {
@@ -168,17 +211,20 @@ class FixUp {
     if (whole)
       store_global(decode_.lse + out, result.lse);
     else
-      store_global(first.state(row), Float2{merged.m, merged.l});
+      store_global(first.state(row), Float2{state.m, state.l});
   }
 
-  LEAN_DEVICE static float warp_maximum(float value) {
+  // Over `kLanes` neighbouring lanes.
+  template <int kLanes>
+  LEAN_DEVICE static float maximum(float value) {
 #pragma unroll
-    for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
+    for (int mask = kLanes / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
     return value;
   }
-  LEAN_DEVICE static float warp_sum(float value) {
+  template <int kLanes>
+  LEAN_DEVICE static float sum(float value) {
 #pragma unroll
-    for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    for (int mask = kLanes / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
     return value;
   }
 

@@ -68,10 +68,6 @@ constexpr bool compiled_for(Variant variant, int architecture) {
 
 // ---- What follows from a configuration --------------------------------------------------------------------------
 
-inline constexpr int kSliceRows = 4;          // the warps of a CTA combine their acc in slices of so many rows of an
-inline constexpr int kSliceDims = 64;         // M tile and so many dims
-inline constexpr int kSlicePitch = 72;        // floats from row to row of a slice: free of bank conflicts
-inline constexpr int kRowEndBytes = 16;       // of RowEnd
 inline constexpr int kSharedBatch = 384;      // sequences whose tile prefix fits into shared memory
 inline constexpr int kWarpTotalsBytes = 16;   // of WarpTotals
 inline constexpr int kSharedWorkBytes = 320;  // of SharedWork
@@ -120,11 +116,9 @@ struct SharedLayout {
 };
 
 // Each warp's own part, byte offsets in it.
-inline constexpr int kWarpSlice = 0;                                           // [kSliceRows][kSlicePitch] float
-inline constexpr int kWarpStates = kWarpSlice + kSliceRows * kSlicePitch * 4;  // [kMmaRows] SoftmaxState
-inline constexpr int kWarpRowEnds = kWarpStates + kMmaRows * 8;                // [kMmaRows] RowEnd
-inline constexpr int kWarpWalk = kWarpRowEnds + kMmaRows * kRowEndBytes;       // SegmentWalk, of a warp that copies
-inline constexpr int kWarpRows = kWarpWalk + kSegmentWalkBytes;                // [kStepTokens] RowPair, likewise
+inline constexpr int kWarpStates = 0;                            // [kMmaRows] SoftmaxState
+inline constexpr int kWarpWalk = kWarpStates + kMmaRows * 8;     // SegmentWalk, of a warp that copies
+inline constexpr int kWarpRows = kWarpWalk + kSegmentWalkBytes;  // [kStepTokens] RowPair, likewise
 inline constexpr int kWarpBytes = kWarpRows + kStepTokens * kRowPairBytes;
 
 LEAN_HD constexpr SharedLayout shared_layout(int head_dim) {

@@ -17,10 +17,12 @@ struct KernelParams {
   KernelConfig config;
 
   Strategy strategy;
-  int64_t workers;     // CTAs along x of the decode kernel
+  int64_t workers;     // of the schedule; each is `heads_per_tile` neighbouring CTAs along x
   int32_t num_splits;  // fixed-split only
   bool snap_cuts;      // lean only
   bool by_cost;        // lean only: see PlanRequest
+  int32_t
+      heads_per_tile;  // a power of two: see PlanRequest. The map's output tiles are so many KV heads', a CTA for each
 
   // Scratch memory. Workers are the CTAs along x, slots are 2 per worker (see Schedule).
   int64_t* cost_before;  // [batch + 2], see build_tile_map; filled by an earlier kernel; null: the batch fits into

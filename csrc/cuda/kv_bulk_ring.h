@@ -32,16 +32,29 @@ struct RingPosition {
   }
 };
 
-// Zeroes the columns between the tensors' head dim and the instance's, which no copy touches, and makes the barriers
-// ready. By all threads, before a sync_cta().
+// Zeroes the columns between the tensors' head dim and the instance's, which no copy touches, in so many rows of the
+// ring.
+template <class K>
+LEAN_DEVICE void zero_padding(const DecodeParams& decode, char* rows, int count, int threads) {
+  const int first_pad = decode.head_dim / 8;
+  const int pads = K::kHeadDim / 8 - first_pad;
+  for (int i = thread_index(); i < pads * count; i += threads)
+    *reinterpret_cast<Float4*>(rows + i / pads * K::kPitch + (first_pad + i % pads) * 16) = Float4{0, 0, 0, 0};
+}
+
+// Makes a stage that the computing threads have written to ready for the copies that refill it. By these, between the
+// barrier that ends their use of it and its release.
+template <class K>
+LEAN_DEVICE void return_to_bulk_copies(const KernelParams& params, const SharedMemory<K>& shared, char* stage) {
+  zero_padding<K>(params.decode, stage, 2 * shared.config.tile_tokens, compute_threads(shared.config));
+  fence_async_proxy();
+}
+
+// Makes the ring's padding and barriers ready. By all threads, before a sync_cta().
 template <class K>
 LEAN_DEVICE void prepare_bulk_ring(const KernelParams& params, const SharedMemory<K>& shared) {
-  char* const ring = shared.ring();
   const KernelConfig& config = shared.config;
-  const int first_pad = params.decode.head_dim / 8;
-  const int pads = K::kHeadDim / 8 - first_pad;
-  for (int i = thread_index(); i < pads * config.stages * 2 * config.tile_tokens; i += num_threads())
-    *reinterpret_cast<Float4*>(ring + i / pads * K::kPitch + (first_pad + i % pads) * 16) = Float4{0, 0, 0, 0};
+  zero_padding<K>(params.decode, shared.ring(), config.stages * 2 * config.tile_tokens, num_threads());
   if (thread_index() == 0) {
     for (int stage = 0; stage < config.stages; ++stage) {
       barrier_init(BulkBarriers<K>::full(shared, stage), 1);

@@ -37,7 +37,7 @@ struct SegmentWalk {
     cursor.next_place(segment);
     more = cursor.more();
     sequence = segment.sequence;
-    kv_head = segment.kv_head;
+    kv_head = Team::of_cta(params).kv_head(segment.kv_head);
     begin = static_cast<int32_t>(segment.begin);
     end = static_cast<int32_t>(segment.end);
     context_length = lean::context_length(params, sequence);
@@ -55,9 +55,13 @@ class TileWalk {
         segment_end_(static_cast<int32_t>(work.segments[0].end)) {
     if (lane_index() == 0) {
       const WorkCursor& start = *reinterpret_cast<const WorkCursor*>(work.start);
-      new (storage) SegmentWalk{
-          start,       work.segments[0].sequence, work.segments[0].kv_head, tile_, segment_end_, work.first_length,
-          start.more()};
+      new (storage) SegmentWalk{start,
+                                work.segments[0].sequence,
+                                Team::of_cta(params).kv_head(work.segments[0].kv_head),
+                                tile_,
+                                segment_end_,
+                                work.first_length,
+                                start.more()};
     }
     sync_warp();
   }

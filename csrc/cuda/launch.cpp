@@ -182,6 +182,10 @@ void check_request(const LaunchRequest& request) {
   if (request.strategy == Strategy::kFixedSplit && request.num_splits < 1)
     refuse("Fixed-split needs one split at least");
   if (request.strategy == Strategy::kLean && request.workers < 0) refuse("The number of workers cannot be negative");
+  const int32_t together = request.heads_per_tile;
+  if (together < 1 || together != heads_together(together, together) || decode.num_kv_heads % together ||
+      (together > 1 && request.strategy != Strategy::kLean))
+    refuse("Heads that are cut together are a power of two that divides the KV heads, of a lean schedule");
 }
 
 int64_t num_workers(const LaunchRequest& request, const ReadyKernel& kernel) {
@@ -221,6 +225,7 @@ LaunchPlan plan_launch(const LaunchRequest& request) {
   plan.config = kernel.config;
   plan.kernel = kernel.function;
   plan.workers = num_workers(request, kernel);
+  if (plan.workers % request.heads_per_tile) refuse("Heads that are cut together have as many workers each");
   plan.row_blocks = (rows + row_block(kernel.config) - 1) / row_block(kernel.config);
   plan.threads = cta_threads(kernel.variant, kernel.config);
   plan.shared_bytes = kernel.shared_bytes;
@@ -250,7 +255,8 @@ void launch_decode(const LaunchRequest& request, const LaunchPlan& plan, api::St
   params.num_splits = request.num_splits;
   params.snap_cuts = request.snap_cuts;
   params.by_cost = request.by_cost;
-  params.workers = plan.workers;
+  params.heads_per_tile = request.heads_per_tile;
+  params.workers = plan.workers / request.heads_per_tile;
   params.cost_before = plan.tile_map_kernel ? reinterpret_cast<int64_t*>(scratch) : nullptr;
   params.partials = reinterpret_cast<float*>(scratch + tile_map_bytes(plan, request.decode.batch));
   params.counters = reinterpret_cast<uint32_t*>(counters + kCounterHeader);

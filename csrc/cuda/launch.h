@@ -26,10 +26,11 @@ namespace lean {
 struct LaunchRequest {
   DecodeParams decode{};  // its pointers are device memory
   Strategy strategy = Strategy::kLean;
-  int64_t workers = 0;     // lean: CTAs; 0: as many as the GPU holds at once
-  bool by_cost = false;    // lean: see PlanRequest
-  int32_t num_splits = 1;  // fixed-split
-  bool snap_cuts = true;   // lean
+  int64_t workers = 0;         // lean: CTAs; 0: as many as the GPU holds at once
+  bool by_cost = false;        // lean: see PlanRequest
+  int32_t heads_per_tile = 1;  // lean: see PlanRequest; a power of two that divides the CTAs
+  int32_t num_splits = 1;      // fixed-split
+  bool snap_cuts = true;       // lean
   LaunchOptions options;
 
   void* counters = nullptr;

@@ -45,27 +45,28 @@ struct PartialSlot {
   }
 };
 
-// The part of the workspace that belongs to the CTA's row block. `rows` is the space of a slot: the rows of the first,
-// fullest block.
+// The part of the workspace that belongs to the CTA's row block and KV head. `rows` is the space of a slot: the rows of
+// the first, fullest block.
 template <class K>
 struct Workspace {
   float* partials;
   uint32_t* counters;
   int32_t rows;
+  int64_t slots;
   int64_t slot_size;  // in floats
 
   LEAN_DEVICE static Workspace of_cta(const KernelParams& params, int32_t rows) {
-    const int32_t block = opaque(cta_index_y());
+    const int32_t block = opaque(cta_index_y()) * params.heads_per_tile + Team::of_cta(params).head;
     const int64_t slot_size = slot_floats(rows, K::kHeadDim);
-    const int64_t slots = 2 * int64_t{num_ctas_x()};
-    return {params.partials + block * slots * slot_size, params.counters + block * 2 * slots, rows, slot_size};
+    const int64_t slots = 2 * params.workers;
+    return {params.partials + block * slots * slot_size, params.counters + block * 2 * slots, rows, slots, slot_size};
   }
 
   LEAN_DEVICE PartialSlot<K> slot(int64_t index) const { return {partials + index * slot_size, rows}; }
 
   // Arrivals at a group of contributors, named by the slot of its first; last level: of a whole output tile.
   LEAN_DEVICE uint32_t* group_counter(int64_t slot) const { return counters + slot; }
-  LEAN_DEVICE uint32_t* output_counter(int64_t slot) const { return counters + 2 * int64_t{num_ctas_x()} + slot; }
+  LEAN_DEVICE uint32_t* output_counter(int64_t slot) const { return counters + slots + slot; }
 };
 
 // Sequences without tokens own no tile, so no worker meets them in its range: the CTAs share them out, and in each its
@@ -80,7 +81,8 @@ LEAN_DEVICE void write_empty_outputs(const DecodeParams& decode, const TileMap& 
 #pragma unroll 1
     for (int32_t i = thread_index(); i < items; i += threads) {
       const int32_t row = i / quads;
-      const QueryRow query = block.query_row(row / block.count, row % block.count);
+      const QueryRow query =
+          lean::query_row(block.query_len, block.group_size, row / block.count, block.first + row % block.count);
       const int64_t target = output_row(decode, sequence, query);
       store_output(decode, target, i % quads * 4, Float4{0, 0, 0, 0});
       if (i % quads == 0) store_global(decode.lse + target, kNegInf);

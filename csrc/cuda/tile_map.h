@@ -52,8 +52,9 @@ LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* cost_before
     own = {own.tiles + tiles, own.outputs + (tiles > 0), own.longest < tiles ? tiles : own.longest};
   }
   WarpTotals inclusive = own;
+  const int lanes = batch < kWarpLanes ? batch : kWarpLanes;  // with sequences, of the first warp
 #pragma unroll 1
-  for (int delta = 1; delta < kWarpLanes; delta *= 2) {
+  for (int delta = 1; delta < lanes; delta *= 2) {
     const WarpTotals before{shuffle_up(inclusive.tiles, delta), shuffle_up(inclusive.outputs, delta),
                             shuffle_up(inclusive.longest, delta)};
     if (lane_index() < delta) continue;
@@ -61,12 +62,12 @@ LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* cost_before
                  inclusive.longest < before.longest ? before.longest : inclusive.longest};
   }
   const int warp = warp_index();
-  if (lane_index() == kWarpLanes - 1) warp_totals[warp] = inclusive;
+  if (lane_index() == lanes - 1) warp_totals[warp] = inclusive;
   sync_cta();
 
   TileTotals before{inclusive.tiles - own.tiles, inclusive.outputs - own.outputs, 0}, all;
 #pragma unroll 1
-  for (int w = 0; w * kWarpLanes < num_threads(); ++w) {
+  for (int w = 0; w * kWarpLanes * run < batch; ++w) {  // the warps with sequences
     const WarpTotals totals = warp_totals[w];
     all = {all.tiles + totals.tiles, all.outputs + totals.outputs,
            all.longest < totals.longest ? totals.longest : all.longest};
@@ -75,7 +76,7 @@ LEAN_DEVICE void build_tile_map(const KernelParams& params, int64_t* cost_before
     before.outputs += totals.outputs;
   }
   const int32_t end_tiles = params.by_cost && params.strategy == Strategy::kLean
-                                ? choose_end_tiles(all, params.decode.num_kv_heads, params.workers)
+                                ? choose_end_tiles(all, Team::map_heads(params), params.workers)
                                 : 0;
   int64_t cost = before.tiles + end_tiles * before.outputs;
   if (begin < end) cost_before[begin] = cost;

@@ -45,6 +45,7 @@ struct SharedWork {
   // for who contributes; an empty one: there is none.
   Segment segments[2];
   int32_t first_length;  // the first one's context length
+  bool more;             // segments follow the computing warps' segment
 };
 static_assert(sizeof(SharedWork) <= kSharedWorkBytes);
 
@@ -55,13 +56,6 @@ struct WarpTotals {
   int32_t longest;
 };
 static_assert(sizeof(WarpTotals) == kWarpTotalsBytes);
-
-// Where a query row stands at the end of a segment, worked out by one thread for all.
-struct RowEnd {
-  float normalise;  // what its acc, measured against its maximum, is multiplied by
-  int64_t target;   // its row of `out` and `lse`
-};
-static_assert(sizeof(RowEnd) == kRowEndBytes);
 
 // Where a token's rows of K and V lie; null: the token has none, it counts as zeros.
 struct alignas(16) RowPair {
@@ -84,12 +78,8 @@ struct SharedMemory {
   LEAN_DEVICE SharedWork* work() const { return reinterpret_cast<SharedWork*>(base + K::kLayout.work); }
   LEAN_DEVICE int32_t* flag() const { return reinterpret_cast<int32_t*>(base + K::kLayout.flag); }
   LEAN_DEVICE char* query() const { return base + K::kLayout.query; }
-  LEAN_DEVICE float* slice(int warp) const { return reinterpret_cast<float*>(of_warp(warp) + kWarpSlice); }
   LEAN_DEVICE SoftmaxState* states(int warp) const {
     return reinterpret_cast<SoftmaxState*>(of_warp(warp) + kWarpStates);
-  }
-  LEAN_DEVICE RowEnd& row_end(int32_t row) const {  // of the row block
-    return reinterpret_cast<RowEnd*>(of_warp(row / kMmaRows) + kWarpRowEnds)[row % kMmaRows];
   }
   LEAN_DEVICE char* walk(int warp) const { return of_warp(warp) + kWarpWalk; }
   LEAN_DEVICE RowPair* step_rows(int warp) const { return reinterpret_cast<RowPair*>(of_warp(warp) + kWarpRows); }
@@ -97,6 +87,25 @@ struct SharedMemory {
 
  private:
   LEAN_DEVICE char* of_warp(int warp) const { return base + K::kLayout.warps + warp * kWarpBytes; }
+};
+
+LEAN_DEVICE int log2_of_power(int power) { return count_bits(static_cast<uint32_t>(power) - 1); }
+
+// Which worker of the schedule a CTA belongs to, and which of the KV heads that are cut alike is its own.
+struct Team {
+  int64_t worker;
+  int32_t head;
+  int heads_log2;
+
+  LEAN_DEVICE static Team of_cta(const KernelParams& params) {
+    const int heads_log2 = log2_of_power(params.heads_per_tile);
+    return {cta_index_x() >> heads_log2, cta_index_x() & (params.heads_per_tile - 1), heads_log2};
+  }
+  // KV heads as the schedule counts them, and the CTA's of such a one.
+  LEAN_DEVICE static int32_t map_heads(const KernelParams& params) {
+    return params.decode.num_kv_heads >> log2_of_power(params.heads_per_tile);
+  }
+  LEAN_DEVICE int32_t kv_head(int32_t map_head) const { return (map_head << heads_log2) + head; }
 };
 
 // Where a query row block lies: rows [first, first + count) of every output tile, as `m_tiles` M tiles (1, 2, 4 or 8;
@@ -108,8 +117,10 @@ struct RowBlock {
   int32_t most;        // rows of the first, fullest block
   int32_t group_size;  // query heads of an output tile, here because the division that finds it is long
   int32_t query_len;
+  Team team;
 
-  LEAN_DEVICE static RowBlock of_cta(const DecodeParams& decode, const KernelConfig& config) {
+  LEAN_DEVICE static RowBlock of_cta(const KernelParams& params, const KernelConfig& config) {
+    const DecodeParams& decode = params.decode;
     const int32_t group_size = decode.group_size();
     const int32_t rows = group_size * decode.query_len;
     const int32_t most = rows < row_block(config) ? rows : row_block(config);
@@ -117,16 +128,14 @@ struct RowBlock {
     const int32_t count = rows - first < most ? rows - first : most;
     int32_t m_tiles = min_m_tiles(config);
     while (m_tiles * kMmaRows < count) m_tiles *= 2;
-    return {first, count, m_tiles, most, group_size, decode.query_len};
+    return {first, count, m_tiles, most, group_size, decode.query_len, Team::of_cta(params)};
   }
 
-  // Row `row` of the block, as the tensors name it.
-  LEAN_DEVICE QueryRow query_row(int32_t kv_head, int32_t row) const {
-    return lean::query_row(query_len, group_size, kv_head, first + row);
+  // Row `row` of the block, as the tensors name it; the KV head as the schedule does.
+  LEAN_DEVICE QueryRow query_row(int32_t map_head, int32_t row) const {
+    return lean::query_row(query_len, group_size, team.kv_head(map_head), first + row);
   }
 };
-
-LEAN_DEVICE int log2_of_power(int power) { return count_bits(static_cast<uint32_t>(power) - 1); }
 
 // What a computing warp has to do with every tile, with the other warps of its token group (see kv_ring.h).
 struct TokenGroup {

@@ -59,10 +59,9 @@ class Backend {
   // says otherwise, and the tokens of a LeanTile. Throws Error if the device cannot run such a request.
   virtual int64_t default_workers(const PlanRequest& request) const = 0;
   virtual int32_t tile_tokens(const PlanRequest& request) const = 0;
-  // Whether a lean schedule for its default workers is cut by cost. (The ends of output tiles cost a CPU nothing beside
-  // its tiles.)
-  virtual bool cuts_by_cost() const { return false; }
-  virtual int32_t heads_per_tile(const PlanRequest&, std::span<const int32_t>) const { return 1; }  // (contexts)
+  // How a lean schedule for the default workers is cut: fills in by_cost, heads_per_tile and heads_at_once. The
+  // contexts are empty where only the device knows them.
+  virtual void choose_cuts(PlanRequest& request, std::span<const int32_t> context_lengths) const = 0;
   virtual size_t workspace_bytes(const Plan& plan, int32_t rows) const = 0;
   virtual std::string describe_launch(const Plan& plan, int32_t rows) const = 0;  // one line: what runs the plan
 

@@ -38,8 +38,8 @@ Schedule make_schedule(const PlanRequest& request, const TileMap& map, int64_t l
     case Strategy::kLean:
       break;
   }
-  const int64_t workers = request.by_cost ? fewest_workers(map, request.processors) : request.processors;
-  return lean_schedule(map, workers, /*snap_cuts=*/true);
+  const int64_t workers = request.heads_at_once ? request.processors / request.heads_per_tile : request.processors;
+  return lean_schedule(map, request.by_cost ? fewest_workers(map, workers) : workers, /*snap_cuts=*/true);
 }
 
 bool any_partials(const Schedule& schedule, const TileMap& map) {
@@ -75,7 +75,7 @@ Plan::Plan(const PlanRequest& request, std::vector<int32_t> context_lengths)
   }
   num_tiles_ = totals.tiles * heads * request.heads_per_tile;
   if (request.by_cost && request.strategy == Strategy::kLean)
-    end_tiles_ = choose_end_tiles(totals, heads, request.processors);
+    end_tiles_ = choose_end_tiles(totals, heads, request.processors / heads_at_once());
   cost_before_.reserve(context_lengths_.size() + 1);
   cost_before_.push_back(0);
   for (const int32_t length : context_lengths_)
@@ -88,18 +88,21 @@ template <class Visit>
 int64_t Plan::place(Visit visit) const {
   using Free = std::pair<int64_t, int64_t>;  // (time at which it comes free, processor)
   std::priority_queue<Free, std::vector<Free>, std::greater<>> free;
-  const int64_t processors = std::min(request_.processors, std::max<int64_t>(schedule_.num_workers, 1));
+  const int32_t at_once = heads_at_once(), in_turn = request_.heads_per_tile / at_once;
+  const int64_t workers = schedule_.num_workers;
+  const int64_t processors = std::min(request_.processors, std::max<int64_t>(at_once * workers, 1));
   for (int64_t processor = 0; processor < processors; ++processor) free.push({0, processor});
   const TileMap tiles = map();
-  const int32_t heads = request_.heads_per_tile;
   int64_t makespan = 0;
-  for (int64_t worker = 0; worker < schedule_.num_workers; ++worker) {
+  for (int64_t worker = 0; worker < at_once * workers; ++worker) {
     auto [time, processor] = free.top();
     free.pop();
+    const auto own = static_cast<int32_t>(worker / workers);  // of the heads at once
     Segment segment;
-    for (WorkCursor work(schedule_, tiles, worker); work.next(segment);) {
-      segment.kv_head *= heads;
-      for (int32_t head = 0; head < heads; ++head, ++segment.kv_head) {
+    for (WorkCursor work(schedule_, tiles, worker % workers); work.next(segment);) {
+      segment.first_worker += own * workers;
+      segment.kv_head = segment.kv_head * request_.heads_per_tile + own;
+      for (int32_t head = 0; head < in_turn; ++head, ++segment.kv_head) {
         visit(PlacedSegment{segment, worker, processor, time});
         time += segment.end - segment.begin;
       }

@@ -47,9 +47,11 @@ struct PlanRequest {
   // Neighbouring KV heads that are scheduled as one output tile: a device that reads several at once cuts the context
   // for all of them at the same places, so that each worker reads whole runs of memory. Divides num_kv_heads.
   int32_t heads_per_tile = 1;
+  bool heads_at_once = false;  // by a processor each, as on a GPU; divides `processors` then. Else one after the other
 };
 
-// A segment and its place in time, for people and tests. Time is counted in tiles.
+// A segment and its place in time, for people and tests. Time is counted in tiles. Of heads at once each has workers of
+// its own, numbered one head after the other, so that contributors to an output tile are neighbours.
 struct PlacedSegment {
   Segment segment;
   int64_t worker;
@@ -72,8 +74,7 @@ class Plan {
   // Whether any output tile is shared between workers; if not, no workspace is needed.
   bool has_partials() const { return has_partials_; }
 
-  // Every segment, each on the processor that comes free first: workers start in order, as a GPU dispatches CTAs. Heads
-  // that are scheduled as one come one after the other.
+  // Every segment, each on the processor that comes free first: workers start in order, as a GPU dispatches CTAs.
   std::vector<PlacedSegment> segments() const;
 
   int64_t num_tiles() const { return num_tiles_; }  // LeanTiles in all
@@ -83,6 +84,8 @@ class Plan {
   int64_t ideal_makespan() const;
 
  private:
+  // Heads that are scheduled as one and have a worker each.
+  int32_t heads_at_once() const { return request_.heads_at_once ? request_.heads_per_tile : 1; }
   template <class Visit>
   int64_t place(Visit visit) const;
 

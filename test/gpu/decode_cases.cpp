@@ -50,6 +50,7 @@ LaunchRequest request_of(const cases::Case& c) {
   request.num_splits = c.splits;
   request.snap_cuts = c.snap_cuts;
   request.by_cost = c.by_cost;
+  request.heads_per_tile = c.heads_per_tile;
   const CopyPath copies = c.variant == Variant::kHopperBulk ? CopyPath::kBulk : CopyPath::kAsync;
   request.options = {copies, c.choice.tile_tokens, c.choice.stages, c.choice.warps, c.choice.ctas_per_sm};
   return request;

@@ -137,6 +137,8 @@ void time_shape(const Shape& shape, const LaunchOptions& choice) {
       request.by_cost = true;
       request.options = choice;
       request.options.copies = trial.copy_path;
+      const int64_t workers = resident_workers(decode.kv_type, shape.head_dim, decode.rows(), request.options);
+      request.heads_per_tile = trial.strategy == Strategy::kLean ? heads_together(decode.num_kv_heads, workers) : 1;
       const int64_t tile = tile_tokens(decode.kv_type, shape.head_dim, decode.rows(), request.options);
       const int64_t tiles = (shape.context + tile - 1) / tile;
       request.num_splits =

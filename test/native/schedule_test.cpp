@@ -434,6 +434,64 @@ TEST(plan_places_every_segment_and_tells_the_makespan) {
   }
 }
 
+TEST(schedule_heads_together_divide_heads_and_workers) {
+  for (int32_t heads = 1; heads <= 70; ++heads)
+    for (int64_t workers = 1; workers <= 300; ++workers) {
+      const int32_t together = heads_together(heads, workers);
+      CHECK(together >= 1 && together <= kMostHeadsTogether && (together & (together - 1)) == 0);
+      CHECK(heads % together == 0 && workers % together == 0);
+      if (together < kMostHeadsTogether) CHECK(heads % (2 * together) != 0 || workers % (2 * together) != 0);
+    }
+  CHECK_EQUAL(heads_together(32, 264), 8);
+  CHECK_EQUAL(heads_together(8, 132), 4);
+  CHECK_EQUAL(heads_together(5, 264), 1);
+}
+
+// Each head of those that are cut together has workers of its own, with the cuts of the others; every tile is theirs
+// once, and whoever contributes to an output tile is a neighbour.
+TEST(plan_cuts_heads_at_once_alike) {
+  Random random(21);
+  int shared = 0;
+  for (int round = 0; round < 500; ++round) {
+    PlanRequest request;
+    request.heads_at_once = true;
+    request.heads_per_tile = 1 << random.integer(0, 3);
+    request.processors = request.heads_per_tile * random.integer(1, 12);
+    request.num_kv_heads = request.heads_per_tile * static_cast<int32_t>(random.integer(1, 3));
+    request.by_cost = random.integer(0, 1) == 1;
+    std::vector<int32_t> lengths(static_cast<size_t>(random.integer(1, 6)));
+    for (int32_t& length : lengths) length = static_cast<int32_t>(random.integer(0, 3) * random.integer(0, 2000));
+    const Plan plan(request, lengths);
+
+    std::map<std::pair<int32_t, int32_t>, std::vector<Segment>> outputs;
+    std::map<int64_t, std::set<int32_t>> heads_of_worker;
+    for (const PlacedSegment& placed : plan.segments()) {
+      const Segment& s = placed.segment;
+      const int64_t index = placed.worker - s.first_worker;
+      auto& segments = outputs[{s.sequence, s.kv_head}];
+      CHECK(placed.worker >= 0 && placed.worker < request.processors);
+      CHECK_EQUAL(index, static_cast<int64_t>(segments.size()));
+      CHECK_EQUAL(s.begin, segments.empty() ? 0 : segments.back().end);
+      segments.push_back(s);
+      heads_of_worker[placed.worker].insert(s.kv_head % request.heads_per_tile);
+      shared += s.num_contributors > 1;
+    }
+    for (const auto& [worker, heads] : heads_of_worker) CHECK_EQUAL(heads.size(), size_t{1});
+    int64_t tiles = 0;
+    for (const auto& [place, segments] : outputs) {
+      CHECK_EQUAL(segments.back().end, segments.back().output_tiles);
+      CHECK_EQUAL(segments.back().num_contributors, static_cast<int64_t>(segments.size()));
+      tiles += segments.back().end;
+      const auto& [sequence, head] = place;
+      const auto& first = outputs.at({sequence, head / request.heads_per_tile * request.heads_per_tile});
+      CHECK_EQUAL(first.size(), segments.size());
+      for (size_t i = 0; i < std::min(first.size(), segments.size()); ++i) CHECK_EQUAL(first[i].end, segments[i].end);
+    }
+    CHECK_EQUAL(tiles, plan.num_tiles());
+  }
+  CHECK(shared > 1000);
+}
+
 TEST(plan_refuses_more_tiles_than_64_bits_hold) {
   // 2^25 tiles a context, nearly 2^31 KV heads: 2^56 tiles a sequence.
   PlanRequest request;

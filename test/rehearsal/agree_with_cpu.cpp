@@ -16,6 +16,8 @@ PlanRequest request_of(const cases::Case& c) {
   request.strategy = c.strategy;
   request.processors = c.workers;
   request.by_cost = c.by_cost;
+  request.heads_per_tile = c.heads_per_tile;
+  request.heads_at_once = c.heads_per_tile > 1;
   request.splits = c.splits;
   request.num_kv_heads = c.kv_heads;
   request.tile_tokens = c.config().tile_tokens;

@@ -64,7 +64,8 @@ std::string Case::describe() const {
                      (page_tokens ? " page " + std::to_string(page_tokens) : std::string(" contiguous")) + " " +
                      kLayoutNames[static_cast<int>(layout)];
   if (strategy == Strategy::kLean)
-    text += " workers " + std::to_string(workers) + (snap_cuts ? " snap" : "") + (by_cost ? " by cost" : "");
+    text += " workers " + std::to_string(workers) + (snap_cuts ? " snap" : "") + (by_cost ? " by cost" : "") +
+            (heads_per_tile > 1 ? " heads together " + std::to_string(heads_per_tile) : "");
   if (strategy == Strategy::kFixedSplit) text += " splits " + std::to_string(splits);
   if (corruption != Corruption::kNone) text += corruption == Corruption::kPages ? " bad pages" : " bad lengths";
   if (choice.warps) text += " warps " + std::to_string(choice.warps);
@@ -243,6 +244,28 @@ std::vector<Case> decode_grid() {
       add("cuts by cost", c);
       c.contexts = {64 * 40 + 1}, c.next_contexts = {64 * 9};
       add("cuts by cost", c);
+    }
+    // KV heads that are cut at the same places: several at a time, all at once, with idle workers, and with row blocks.
+    for (const int heads : {2, 4, 8}) {
+      Case c;
+      c.variant = variant, c.heads_per_tile = heads, c.kv_heads = 8, c.workers = heads * 5, c.by_cost = heads != 4;
+      c.group = heads == 2 ? 1 : 6;
+      c.contexts = {64 * 7, 1, 0, 64 * 12 + 5}, c.next_contexts = {64 * 2, 0, 0, 0};
+      c.page_tokens = heads == 8 ? 16 : 0;
+      add("heads together", c);
+    }
+    {
+      Case c;
+      c.variant = variant, c.heads_per_tile = 2, c.kv_heads = 4, c.workers = 8, c.group = 48, c.query_len = 4;
+      c.contexts = {64 * 5, 70}, c.next_contexts = {64, 64 * 3 + 1};
+      add("heads together", c);
+    }
+    {
+      Case c;
+      c.variant = variant, c.heads_per_tile = 2, c.kv_heads = 2, c.workers = 70, c.group = 16, c.head_dim = 128;
+      c.contexts = {64 * 40}, c.next_contexts = {64 * 33 + 1};
+      c.snap_cuts = false;
+      add("heads together", c);
     }
     // Two levels with a last group of one partial, and of several.
     for (const int workers : {65, 100}) {

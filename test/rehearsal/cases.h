@@ -38,6 +38,7 @@ struct Case {
   int splits = 1;   // fixed-split
   bool snap_cuts = true;
   bool by_cost = false;
+  int heads_per_tile = 1;  // lean: KV heads that are cut alike, by as many CTAs a worker
   Corruption corruption = Corruption::kNone;
   float peak = 1.0f;                   // the queries' size: large ones make a few tokens outweigh all others
   bool upper_half_peaks = false;       // only query heads 8 and up of a group peak, the first 8 are zeros

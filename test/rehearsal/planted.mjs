@@ -102,21 +102,67 @@ export const plantedBugs = [
     says: /proxy fence/,
   },
   {
-    name: 'a missing barrier before the slices are written again',
+    name: 'acc written where other warps still read K and V',
     file: 'cuda/combine.h',
-    find: 'if (slice > 0) sync();',
+    find: 'if (block_.m_tiles > 1) sync();',
     replace: '',
     build: 'race',
     says: /race/,
   },
   {
-    name: "a row's end used before it is written",
+    name: "the warps' parts summed before they are written",
     file: 'cuda/combine.h',
-    find: `write_slice(rows, scale, row_slice / 2, dim_slice);
+    find: `write_acc(rows);
       sync();`,
-    replace: 'write_slice(rows, scale, row_slice / 2, dim_slice);',
+    replace: 'write_acc(rows);',
     build: 'race',
     says: /race|nobody/,
+  },
+  {
+    name: 'a stage refilled while the parts in it are summed',
+    file: 'cuda/combine.h',
+    find: `    }
+    sync();
+  }`,
+    replace: `    }
+  }`,
+    build: 'race',
+    says: /race|in flight/,
+  },
+  {
+    name: 'a stage that was written to, given to bulk copies without a fence',
+    file: 'cuda/kv_bulk_ring.h',
+    find: `compute_threads(shared.config));
+  fence_async_proxy();`,
+    replace: 'compute_threads(shared.config));',
+    build: 'race',
+    says: /proxy fence/,
+  },
+  {
+    name: 'padding that is not zeroed again',
+    file: 'cuda/kv_bulk_ring.h',
+    find: 'zero_padding<K>(params.decode, stage, 2 * shared.config.tile_tokens, compute_threads(shared.config));',
+    replace: '',
+    build: 'fast',
+    says: /relative error|nan|expected/,
+  },
+  {
+    name: "another KV head's rows",
+    file: 'cuda/traits.h',
+    find: 'return (map_head << heads_log2) + head;',
+    replace: 'return map_head + head;',
+    build: 'fast',
+    set: 'heads together',
+    says: /relative error|bytes|expected|nan/,
+  },
+  {
+    name: 'partials of two KV heads in one place',
+    file: 'cuda/output.h',
+    find: '* params.heads_per_tile + Team::of_cta(params).head;',
+    replace: '* params.heads_per_tile;',
+    build: 'fast',
+    set: 'heads together',
+    says: /./,
   },
   {
     name: "a step's rows changed while they are read",
@@ -169,8 +215,8 @@ export const plantedBugs = [
   {
     name: 'a counter of both levels',
     file: 'cuda/output.h',
-    find: 'counters + 2 * int64_t{num_ctas_x()} + slot;',
-    replace: 'counters + 2 * int64_t{num_ctas_x()} - slot;',
+    find: 'counters + slots + slot;',
+    replace: 'counters + slots - slot;',
     build: 'fast',
     set: 'two-level fix-up',
     says: /counter \d+ is left/,
@@ -178,9 +224,9 @@ export const plantedBugs = [
   {
     name: 'partials counted before all threads have stored them',
     file: 'cuda/fix_up.h',
-    find: `    sync_named(K::kComputeBarrier, compute_threads(shared_.config));
-    const uint32_t last`,
-    replace: '    const uint32_t last',
+    find: `if (whole) return;
+      sync();`,
+    replace: 'if (whole) return;',
     build: 'race',
     set: 'two-level fix-up',
     says: /race/,

@@ -83,7 +83,8 @@ class Rehearsal {
     params.num_splits = case_.splits;
     params.snap_cuts = case_.snap_cuts;
     params.by_cost = case_.by_cost;
-    params.workers = ctas_x_;
+    params.heads_per_tile = case_.heads_per_tile;
+    params.workers = ctas_x_ / case_.heads_per_tile;
     params.cost_before = cost_before_ ? cost_before_->as<int64_t>() : nullptr;
     params.partials = partials_->as<float>();
     params.counters = counters_->as<uint32_t>();

@@ -36,7 +36,11 @@ class Combine {
     share_states(rows);
 #pragma unroll 1
     for (int round = 0; round < rounds_; ++round) {
-      if (block_.m_tiles > 1) sync();  // a warp writes where others have attended, or have read the round before
+      // A warp writes where its lanes have read K and V, and other warps of its group, or the sums of the round before.
+      if (block_.m_tiles > 1)
+        sync();
+      else
+        sync_warp();
       if ((warp_ & (rounds_ - 1)) == round) write_acc(rows);
       sync();
       sum_parts(round, segment, slot);

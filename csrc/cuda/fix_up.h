@@ -183,6 +183,7 @@ class FixUp {
           }
         }
       }
+      sync_warp();  // all lanes have read the states, of which the first member's may be replaced
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const SoftmaxState state{shuffle(merged.m, r * kStates), shuffle(merged.l, r * kStates)};

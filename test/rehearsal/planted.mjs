@@ -104,8 +104,11 @@ export const plantedBugs = [
   {
     name: 'acc written where other warps still read K and V',
     file: 'cuda/combine.h',
-    find: 'if (block_.m_tiles > 1) sync();',
-    replace: '',
+    find: `if (block_.m_tiles > 1)
+        sync();
+      else
+        sync_warp();`,
+    replace: 'sync_warp();',
     build: 'race',
     says: /race/,
   },
@@ -298,9 +301,18 @@ export const plantedBugs = [
     says: /out of|bytes|nan/,
   },
   {
+    name: 'a state replaced while another lane reads it',
+    file: 'cuda/fix_up.h',
+    find: 'sync_warp();  // all lanes have read the states',
+    replace: '// all lanes have read the states',
+    build: 'race',
+    set: 'two-level fix-up',
+    says: /race/,
+  },
+  {
     name: 'a weight of the wrong member',
     file: 'cuda/fix_up.h',
-    find: 'shuffle(weight, (i + j) % kWarpLanes)',
+    find: 'shuffle(weight, r * kStates + (i + j) % kStates)',
     replace: 'shuffle(weight, j)',
     build: 'fast',
     says: /relative error|expected/,

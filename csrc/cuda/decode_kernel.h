@@ -1,4 +1,5 @@
-// The decode attention kernel: one CTA is one worker of the schedule, for every strategy alike.
+// The decode attention kernel: one CTA is one worker of the schedule, for every strategy alike; of a schedule that cuts
+// several KV heads at the same places, it is a worker of one of these (Team).
 //
 // Each CTA derives the whole batch's tile map from the context lengths, its own range from that, and then works through
 // its segments: load the query rows, attend to the segment's tiles as the ring delivers them, combine the warps'
@@ -59,7 +60,7 @@ struct DecodeKernel {
   }
 
  private:
-  // The schedule, and the worker's place in it: an empty range for a CTA beyond the schedule's workers. One warp; a
+  // The schedule, and a worker's place in it: an empty range for a CTA beyond the schedule's workers. One warp; a
   // lane for each end of the range, because finding one is a chain of divisions.
   LEAN_DEVICE static void find_work(const Params& params, int64_t worker, const SharedMemory<K>& shared) {
     SharedWork& work = *shared.work();

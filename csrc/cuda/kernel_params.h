@@ -21,15 +21,17 @@ struct KernelParams {
   int32_t num_splits;  // fixed-split only
   bool snap_cuts;      // lean only
   bool by_cost;        // lean only: see PlanRequest
-  int32_t
-      heads_per_tile;  // a power of two: see PlanRequest. The map's output tiles are so many KV heads', a CTA for each
+  // KV heads that are cut at the same places (see PlanRequest), by a CTA each; a power of two. The tile map counts them
+  // as one.
+  int32_t heads_per_tile;
 
-  // Scratch memory. Workers are the CTAs along x, slots are 2 per worker (see Schedule).
+  // Scratch memory. Slots are 2 per worker (see Schedule), heads those that are cut together.
   int64_t* cost_before;  // [batch + 2], see build_tile_map; filled by an earlier kernel; null: the batch fits into
                          // shared memory
-  float* partials;       // [row blocks, slots, slot_floats]
-  uint32_t* counters;  // [row blocks, 2, slots] first-level arrivals, then last-level ones; 0 before and after a launch
-  uint32_t* status;    // [1] bits of KernelStatus, set by the kernels and cleared by the host
+  float* partials;       // [row blocks, heads, slots, slot_floats]
+  uint32_t* counters;    // [row blocks, heads, 2, slots] first-level arrivals, then last-level ones; 0 before and after
+                         // a launch
+  uint32_t* status;      // [1] bits of KernelStatus, set by the kernels and cleared by the host
 };
 
 // What a kernel met in device memory that the host could not check. The launch ends normally: such tokens count as

@@ -43,7 +43,7 @@ struct LaunchPlan {
   Variant variant;
   KernelConfig config;  // its CTAs an SM are those that are resident
   const void* kernel;
-  int64_t workers;     // CTAs along x: the workers of the schedule
+  int64_t workers;     // CTAs along x: the workers of the schedule, of all heads that it cuts together
   int32_t row_blocks;  // CTAs along y: blocks of query rows
   int threads;
   int shared_bytes;

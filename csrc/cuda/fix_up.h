@@ -89,6 +89,7 @@ class FixUp {
   static constexpr int kMostRows = K::kBulk            ? 1
                                    : K::kQueryInShared ? 2
                                                        : 4;             // merged at once by a warp: registers set it
+  static constexpr int kFewRows = kMostRows == 1 ? 1 : 2;               // where it has no more
   static constexpr int kPartsAhead = (K::kBulk ? 8 : 16) / kLaneQuads;  // members' parts requested at once
 
   LEAN_DEVICE void sync() const { sync_named(K::kComputeBarrier, compute_threads(shared_.config)); }
@@ -103,14 +104,14 @@ class FixUp {
   }
 
   // The members' merged state becomes the output tile's rows (`whole`), or replaces the first member's partial. A warp
-  // merges the rows warp, warp + warps, …: as many at once as it has, because what takes time is waiting
-  // for one part after the other.
+  // merges the rows warp, warp + warps, …: as many at once as it has, because what takes time is waiting for one part
+  // after the other.
   LEAN_DEVICE void merge_members(const Segment& segment, const Members& members, bool whole) const {
     const int32_t warps = shared_.config.warps;
     if (kMostRows == 1 || block_.count <= warps)
       merge_rows<1>(segment, members, whole);
     else if (kMostRows == 2 || block_.count <= 2 * warps)
-      merge_rows < kMostRows<2 ? 1 : 2>(segment, members, whole);
+      merge_rows<kFewRows>(segment, members, whole);
     else
       merge_rows<kMostRows>(segment, members, whole);
   }

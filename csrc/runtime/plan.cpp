@@ -38,7 +38,7 @@ Schedule make_schedule(const PlanRequest& request, const TileMap& map, int64_t l
     case Strategy::kLean:
       break;
   }
-  const int64_t workers = request.heads_at_once ? request.processors / request.heads_per_tile : request.processors;
+  const int64_t workers = request.processors / request.processors_per_worker();
   return lean_schedule(map, request.by_cost ? fewest_workers(map, workers) : workers, /*snap_cuts=*/true);
 }
 
@@ -75,7 +75,7 @@ Plan::Plan(const PlanRequest& request, std::vector<int32_t> context_lengths)
   }
   num_tiles_ = totals.tiles * heads * request.heads_per_tile;
   if (request.by_cost && request.strategy == Strategy::kLean)
-    end_tiles_ = choose_end_tiles(totals, heads, request.processors / heads_at_once());
+    end_tiles_ = choose_end_tiles(totals, heads, request.processors / request.processors_per_worker());
   cost_before_.reserve(context_lengths_.size() + 1);
   cost_before_.push_back(0);
   for (const int32_t length : context_lengths_)
@@ -88,7 +88,7 @@ template <class Visit>
 int64_t Plan::place(Visit visit) const {
   using Free = std::pair<int64_t, int64_t>;  // (time at which it comes free, processor)
   std::priority_queue<Free, std::vector<Free>, std::greater<>> free;
-  const int32_t at_once = heads_at_once(), in_turn = request_.heads_per_tile / at_once;
+  const int32_t at_once = request_.processors_per_worker(), in_turn = request_.heads_per_tile / at_once;
   const int64_t workers = schedule_.num_workers;
   const int64_t processors = std::min(request_.processors, std::max<int64_t>(at_once * workers, 1));
   for (int64_t processor = 0; processor < processors; ++processor) free.push({0, processor});

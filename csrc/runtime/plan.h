@@ -48,6 +48,9 @@ struct PlanRequest {
   // for all of them at the same places, so that each worker reads whole runs of memory. Divides num_kv_heads.
   int32_t heads_per_tile = 1;
   bool heads_at_once = false;  // by a processor each, as on a GPU; divides `processors` then. Else one after the other
+
+  // Of the schedule, whose tiles are those of so many heads.
+  int32_t processors_per_worker() const { return heads_at_once ? heads_per_tile : 1; }
 };
 
 // A segment and its place in time, for people and tests. Time is counted in tiles. Of heads at once each has workers of
@@ -84,8 +87,6 @@ class Plan {
   int64_t ideal_makespan() const;
 
  private:
-  // Heads that are scheduled as one and have a worker each.
-  int32_t heads_at_once() const { return request_.heads_at_once ? request_.heads_per_tile : 1; }
   template <class Visit>
   int64_t place(Visit visit) const;
 

@@ -6,8 +6,9 @@
 //
 //   stage of the ring   | step 0 | step 1 | step 2 | step 3 |      four warps, a step each
 //                       | acc of | acc of | acc of | acc of |
-//                       | warp 0 | warp 1 | warp 2 | warp 3 |      fewer steps than warps: a part of the warps at a
-//                       time
+//                       | warp 0 | warp 1 | warp 2 | warp 3 |
+//
+// Where a stage has fewer steps than there are warps, a part of the warps do so at a time.
 #pragma once
 
 #include "attend.h"
